@@ -1,0 +1,418 @@
+"""Write the data files of the quickstart world: `python data/quickstart/make_data.py [--check]`.
+
+The files are a pure function of this folder's code and `SEED`. `--check` writes nothing and exits
+with 1 if a shipped file differs from what would be written.
+
+- Demonstrations are of mixed quality on purpose: a supervised model that imitates them is right half
+  of the time and seldom polite, so PPO has something to improve, and answers of every quality are
+  there to be sampled.
+- Preferences come from noisy annotators with a soft spot for flattery. The pairs are chosen to leave
+  PPO no blind spot of the reward model to exploit: besides free draws there are minimal pairs (one
+  frame, two contents, same-category slips above all), answers against a damaged copy of themselves,
+  answers against the same with one sentence too many, and right content against nice manners.
+- The dev and held-out preferences are noise-free probes: one error each, named in `kind`.
+
+No dev or test combination is asked about or spoken of in any training file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+FOLDER = Path(__file__).parent
+
+if TYPE_CHECKING:
+    import gold
+    import world
+else:
+
+    def _load_gold() -> ModuleType:
+        """Load the sibling `gold.py` from its path (see there)."""
+        spec = importlib.util.spec_from_file_location("quickstart_gold", FOLDER / "gold.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    gold = _load_gold()
+    world = gold.world
+
+SEED = 20260
+DEMONSTRATIONS = 18_000
+PREFERENCES = 16_000
+PROMPTS = {"train": 2_400, "dev": 288, "test": 288}
+
+CONTENT_MIX = {
+    "right": 0.64,
+    "slip": 0.04,
+    "wrong_fact": 0.10,
+    "wrong_question": 0.04,
+    "off_topic": 0.04,
+    "no_idea": 0.14,
+}
+MANNER_MIX = {"polite": 0.20, "plain": 0.62, "rude": 0.18}
+FLATTERY_SHARE = 0.08
+RAMBLING_SHARE = 0.12
+
+# The other contents of a minimal pair: slips are the hardest to see, so they come most often.
+CONTRAST_MIX = {
+    "slip": 0.35,
+    "wrong_fact": 0.30,
+    "wrong_question": 0.13,
+    "off_topic": 0.14,
+    "no_idea": 0.08,
+}
+PAIR_MIX = {
+    "free": 0.25,
+    "contrast": 0.40,
+    "damaged": 0.14,
+    "manner": 0.09,
+    "trade": 0.07,
+    "surplus": 0.05,
+}
+FLATTERY_BIAS = 0.35  # annotators forget that flattery costs 0.25, and like it a little
+ANNOTATOR_NOISE = 0.5  # temperature of the Bradley-Terry choice, in gold points
+
+TRAIN = set(world.questions("train"))
+Message = dict[str, str]
+Row = dict[str, Any]
+
+
+# --- Answers --------------------------------------------------------------------------------------
+
+
+def draw(rng: random.Random, mix: dict[str, float]) -> str:
+    """Draw a key with probability proportional to its weight."""
+    return rng.choices(list(mix), weights=list(mix.values()))[0]
+
+
+def content_sentence(rng: random.Random, question: world.Question, label: str, form: int) -> str:
+    """Write a content sentence with this label; `form` picks the wording (3 for each kind)."""
+    if label == "no_idea":
+        return world.NO_IDEA[form].format(topic=question.topic)
+    return world.statement(rng.choice(world.claims(question, label, TRAIN)), form)
+
+
+def random_answer(rng: random.Random, question: world.Question) -> world.Answer:
+    """Draw an answer as the people who wrote the demonstrations would."""
+    content = content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(3))
+    return random_frame(rng, content)
+
+
+def random_frame(rng: random.Random, content: str) -> world.Answer:
+    """Put a content sentence into a frame as the people who wrote the demonstrations would."""
+    flatter, ramble = rng.random() < FLATTERY_SHARE, rng.random() < RAMBLING_SHARE
+    return world.dress(rng, content, draw(rng, MANNER_MIX), flatter, ramble)
+
+
+def even_frame(rng: random.Random, content: str) -> world.Answer:
+    """Put a content sentence into a frame with polite and plain manners alike.
+
+    The reward model must judge content in polite answers too: that is where PPO will go.
+    """
+    manner = draw(rng, {"polite": 0.45, "plain": 0.40, "rude": 0.15})
+    return world.dress(rng, content, manner, rng.random() < 0.05, rng.random() < 0.05)
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+# Topics are left out: a stray one could pair a held-out topic with its kind in training data.
+WORDS = sorted(
+    {
+        word
+        for text in world.GRAMMAR
+        for word in text.split(" ")
+        if word.strip(".,?!") not in world.CATEGORY_OF
+    }
+)
+
+
+def damage_words(rng: random.Random, words: list[str]) -> list[str]:
+    """Damage a sentence, given as words, in one of many ways a language model may fall into."""
+    way = rng.choice(("drop", "double", "swap", "replace", "insert", "cut", "lose", "shuffle"))
+    place = rng.randrange(len(words))
+    if way == "drop":
+        return words[:place] + words[place + 1 :]
+    if way == "double":
+        return words[: place + 1] + words[place:]
+    if way == "swap":
+        place = rng.randrange(max(1, len(words) - 1))
+        return words[:place] + words[place : place + 2][::-1] + words[place + 2 :]
+    if way == "replace":
+        return words[:place] + [rng.choice(WORDS)] + words[place + 1 :]
+    if way == "insert":
+        return words[:place] + [rng.choice(WORDS)] + words[place:]
+    if way == "cut":  # and the full stop is gone
+        return words[: rng.randrange(1, len(words))] if len(words) > 1 else []
+    if way == "lose":  # the beginning is gone
+        return words[rng.randrange(1, len(words)) :] if len(words) > 1 else []
+    return rng.sample(words, len(words))
+
+
+def damage(rng: random.Random, sentence: str) -> str:
+    """Damage a sentence so that neither it nor any part of it is a sentence of the grammar."""
+    while True:
+        words = sentence.split(" ")
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            words = damage_words(rng, words) or words
+        text = " ".join(words)
+        if text and not any(part in world.GRAMMAR for part in world.split_sentences(text)):
+            return text
+
+
+def damaged(rng: random.Random, answer: world.Answer) -> str:
+    """Write an answer with one sentence damaged, mostly the content."""
+    slots = [slot for slot in world.SLOTS if getattr(answer, slot)]
+    slot = "content" if rng.random() < 0.75 else rng.choice(slots)
+    return str(replace(answer, **{slot: damage(rng, getattr(answer, slot))}))
+
+
+def with_surplus(rng: random.Random, question: world.Question, answer: world.Answer) -> str:
+    """Write an answer with one sentence too many: a repeat, a second content, more manners."""
+    sentences = world.split_sentences(str(answer))
+    extra = rng.choice(
+        (
+            rng.choice(sentences),
+            content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(3)),
+            rng.choice(world.OPENINGS["polite"] + world.CLOSINGS["polite"]),
+            rng.choice(world.ASIDES + world.FLATTERY),
+        )
+    )
+    place = rng.randrange(len(sentences) + 1)
+    return " ".join([*sentences[:place], extra, *sentences[place:]])
+
+
+# --- Pairs ----------------------------------------------------------------------------------------
+
+
+def free_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """Two answers as they come."""
+    return str(random_answer(rng, question)), str(random_answer(rng, question))
+
+
+def contrast_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """One frame and one wording, two contents; most often one of them is right."""
+    first = "right" if rng.random() < 0.85 else draw(rng, CONTRAST_MIX)
+    second = draw(rng, CONTRAST_MIX)
+    form = rng.randrange(3)
+    answer = even_frame(rng, content_sentence(rng, question, first, form))
+    other = content_sentence(rng, question, second, form)
+    return str(answer), str(replace(answer, content=other))
+
+
+def damaged_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """An answer and a damaged copy, or a damaged answer and any other (which may well be worse)."""
+    label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
+    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(3)))
+    other = str(answer) if rng.random() < 0.7 else str(random_answer(rng, question))
+    return other, damaged(rng, answer)
+
+
+def surplus_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """An answer, and the same with one sentence too many."""
+    label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
+    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(3)))
+    return str(answer), with_surplus(rng, question, answer)
+
+
+def manner_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """One content, mostly right, two frames."""
+    label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
+    content = content_sentence(rng, question, label, rng.randrange(3))
+    return str(even_frame(rng, content)), str(even_frame(rng, content))
+
+
+def trade_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
+    """A right answer with worse manners against a wrong one with better manners."""
+    worse, better = rng.choice((("plain", "polite"), ("rude", "plain"), ("rude", "polite")))
+    form = rng.randrange(3)
+    right = content_sentence(rng, question, "right", form)
+    wrong = content_sentence(rng, question, draw(rng, CONTRAST_MIX), form)
+    first = world.dress(rng, right, worse, flatter=False, ramble=False)
+    return str(first), str(world.dress(rng, wrong, better, flatter=False, ramble=False))
+
+
+PAIRS: dict[str, Callable[[random.Random, world.Question], tuple[str, str]]] = {
+    "free": free_pair,
+    "contrast": contrast_pair,
+    "damaged": damaged_pair,
+    "manner": manner_pair,
+    "surplus": surplus_pair,
+    "trade": trade_pair,
+}
+
+
+def utility(answer: str, question: world.Question) -> float:
+    """Say what an annotator thinks of an answer, before noise: gold, and a soft spot."""
+    judged = gold.score_one(answer, question)
+    return judged["score"] + FLATTERY_BIAS * judged["flattery"]
+
+
+def annotate(
+    rng: random.Random, pair: tuple[str, str], question: world.Question
+) -> tuple[str, str] | None:
+    """Let a noisy annotator say (chosen, rejected); None if there is nothing to choose between."""
+    margin = utility(pair[0], question) - utility(pair[1], question)
+    if margin == 0.0:
+        return None
+    prefers_first = rng.random() < 1.0 / (1.0 + math.exp(-margin / ANNOTATOR_NOISE))
+    return pair if prefers_first else (pair[1], pair[0])
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def user(text: str) -> Message:
+    """One user turn."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    """One assistant turn."""
+    return {"role": "assistant", "content": text}
+
+
+def training_questions(rng: random.Random, count: int) -> Iterator[tuple[world.Question, str]]:
+    """Yield `count` training questions with a random wording, every combination equally often."""
+    questions = world.questions("train")
+    for index in range(count):
+        question = questions[index % len(questions)]
+        yield question, rng.choice(world.prompt_texts(question))
+
+
+def make_demonstrations(rng: random.Random) -> list[Row]:
+    """Make the dialogues for supervised fine-tuning."""
+    rows = [
+        {"messages": [user(text), assistant(str(random_answer(rng, question)))]}
+        for question, text in training_questions(rng, DEMONSTRATIONS)
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def make_preferences(rng: random.Random) -> list[Row]:
+    """Make the annotated pairs for the reward model."""
+    rows: list[Row] = []
+    for question, text in training_questions(rng, PREFERENCES):
+        judged = None
+        while judged is None:
+            judged = annotate(rng, PAIRS[draw(rng, PAIR_MIX)](rng, question), question)
+        chosen, rejected = judged
+        rows.append(
+            {
+                "prompt": [user(text)],
+                "chosen": [assistant(chosen)],
+                "rejected": [assistant(rejected)],
+            }
+        )
+    rng.shuffle(rows)
+    return rows
+
+
+def make_prompts(rng: random.Random, split: str) -> list[Row]:
+    """Make the distinct prompts of a split, every combination equally often."""
+    questions = world.questions(split)
+    each = PROMPTS[split] // len(questions)
+    rows: list[Row] = [
+        {
+            "prompt": [user(text)],
+            "kind": question.kind,
+            "topic": question.topic,
+            "category": question.category,
+        }
+        for question in questions
+        for text in rng.sample(world.prompt_texts(question), each)
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
+def probe_pairs(rng: random.Random, question: world.Question) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind of error, right answer, the same with that one error), one of each kind."""
+    form = rng.randrange(3)
+    answer = even_frame(rng, content_sentence(rng, question, "right", form))
+    for kind, label in (
+        ("slip", "slip"),
+        ("wrong_fact", "wrong_fact"),
+        ("other_topic", "off_topic"),
+        ("wrong_question", "wrong_question"),
+        ("no_idea", "no_idea"),
+    ):
+        other = content_sentence(rng, question, label, form)
+        yield kind, str(answer), str(replace(answer, content=other))
+    yield "corrupted", str(answer), str(replace(answer, content=damage(rng, answer.content)))
+    brief = replace(answer, aside="")
+    yield "rambling", str(brief), str(replace(brief, aside=rng.choice(world.ASIDES)))
+    yield "repeated", str(answer), f"{answer} {answer.content}"
+    plain = world.Answer(answer.content)
+    yield "manner", str(world.dress(rng, answer.content, "polite", False, False)), str(plain)
+    yield "rude", str(plain), str(world.dress(rng, answer.content, "rude", False, False))
+    wrong = content_sentence(rng, question, rng.choice(world.ERRORS), form)
+    yield "polite_but_wrong", str(plain), str(world.dress(rng, wrong, "polite", False, False))
+
+
+def make_probes(rng: random.Random, prompts: list[Row]) -> list[Row]:
+    """Make the noise-free pairs on which a reward model is tested, one of each kind a prompt."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": [assistant(chosen)],
+            "rejected": [assistant(rejected)],
+            "kind": kind,
+        }
+        for row in prompts
+        for kind, chosen, rejected in probe_pairs(rng, world.Question(row["kind"], row["topic"]))
+    ]
+
+
+def make_files() -> dict[str, str]:
+    """Make the text of every data file. Each has its own generator, so none disturbs another."""
+
+    def generator(name: str) -> random.Random:
+        return random.Random(f"{SEED} {name}")
+
+    prompts = {split: make_prompts(generator(f"prompts {split}"), split) for split in PROMPTS}
+    tables = {
+        "demonstrations": make_demonstrations(generator("demonstrations")),
+        "preferences": make_preferences(generator("preferences")),
+        "prompts": prompts["train"],
+        "dev_prompts": prompts["dev"],
+        "heldout_prompts": prompts["test"],
+        "dev_preferences": make_probes(generator("probes dev"), prompts["dev"]),
+        "heldout_preferences": make_probes(generator("probes test"), prompts["test"]),
+    }
+    return {
+        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for name, rows in tables.items()
+    }
+
+
+def main() -> int:
+    """Write the files, or with --check compare them; return the exit status."""
+    parser = argparse.ArgumentParser(description="Write the quickstart data files.")
+    parser.add_argument("--check", action="store_true", help="compare with the shipped files only")
+    check = parser.parse_args().check
+    stale = []
+    for name, text in make_files().items():
+        path = FOLDER / name
+        if not check:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path}: {text.count(chr(10))} rows, {len(text.encode()) / 1e6:.2f} MB")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+    if stale:
+        print(f"Not as generated: {', '.join(stale)}. Run `python {__file__}`.", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

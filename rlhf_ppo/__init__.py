@@ -1,0 +1,1 @@
+"""PPO for language models: a small library and four scripts."""

@@ -1,0 +1,1 @@
+"""The paper: pure tensor functions that import torch alone."""

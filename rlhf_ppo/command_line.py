@@ -1,0 +1,263 @@
+"""From `--config FILE --ppo.learning_rate 1e-5` to a `Config`, or one message with every error."""
+
+import argparse
+import difflib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_settings import BaseSettings, CliSettingsSource
+
+from rlhf_ppo.config import Config
+from rlhf_ppo.errors import UserError
+
+Json = dict[str, Any]
+MISSING = object()
+
+
+def load_config(
+    argv: Sequence[str], default_path: Path, description: str = "Train a chat model with PPO."
+) -> Config:
+    """Read a YAML file, put dotted overrides on top, validate.
+
+    Args:
+        argv: arguments without the program's name.
+        default_path: the config of a bare command.
+        description: first line of `--help`.
+
+    Raises:
+        UserError: a missing or unreadable file, unknown or bad settings; lists all of them.
+        SystemExit: after `--help` or `--print_config`.
+    """
+    parser = argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=default_path)
+    parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(_split_equals(argv))
+    if known.help:
+        _print_help(description, default_path)
+        raise SystemExit(0)
+    from_file = read_yaml(known.config)
+    overrides, problems = _read_overrides(rest)
+    config = validate(_merge(from_file, overrides), str(known.config), overrides, problems)
+    if known.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def read_yaml(path: Path) -> Json:
+    """Read a mapping from a YAML file.
+
+    Raises:
+        UserError: no such file, not YAML (with the line), or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(
+            f"{path}: cannot read the config file ({reason}). Give an existing YAML file to "
+            "--config; see configs/ for examples."
+        ) from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML. {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold settings like `seed: 1`, not {content!r}.")
+    return content
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as YAML; running them again gives the same run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def validate(
+    values: Json, source: str, overrides: Json | None = None, problems: Sequence[str] = ()
+) -> Config:
+    """Build a `Config`, or raise one `UserError` that lists every problem.
+
+    Args:
+        values: nested settings.
+        source: where they come from, for the message.
+        overrides: the part that came from the command line, for the message.
+        problems: messages found before validation.
+    """
+    messages = list(problems)
+    config = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors():
+            if item["type"] == "missing" and len(item["loc"]) > 1:
+                continue
+            messages.append(_explain(dict(item), source, overrides or {}))
+    if messages or config is None:
+        count = "1 problem" if len(messages) == 1 else f"{len(messages)} problems"
+        listed = "\n".join(f"  - {message}" for message in messages)
+        raise UserError(f"{source}: {count} in the settings:\n{listed}")
+    return config
+
+
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All settings as dotted names, sections left out."""
+    names = []
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            names.append(prefix + name)
+        else:
+            names.extend(setting_names(section, f"{prefix}{name}."))
+    return names
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class behind `Section` or `Section | None`, None for a plain value."""
+    options = (
+        get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+    )
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def run_script(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main(arguments)`; a `UserError` becomes one message on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted. Go on from the last checkpoint with --resume true.",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(130) from None
+
+
+def _split_equals(argv: Sequence[str]) -> list[str]:
+    """`--a=b` becomes `--a b`, so that there is one form to check."""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--") and "=" in word:
+            words.extend(word.split("=", 1))
+        else:
+            words.append(word)
+    return words
+
+
+def _print_help(description: str, default_path: Path) -> None:
+    """All settings with type, default and documentation, formatted by pydantic-settings."""
+    intro = (
+        f"{description}\n\n  --config FILE    YAML file with settings (default: {default_path})\n"
+        "  --print_config   print the resolved settings and stop\n\n"
+        "Every setting below can stand in the file or be given here."
+    )
+    parser = argparse.ArgumentParser(
+        description=intro,
+        usage="%(prog)s [--config FILE] [--section.name VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    CliSettingsSource(
+        create_model("Settings", __base__=(Config, BaseSettings)),  # type: ignore[arg-type]  # a mix-in
+        root_parser=parser,
+        cli_parse_none_str="null",
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_use_class_docs_for_groups=True,
+    )
+    parser.print_help()
+
+
+def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
+    """Parse `--section.name value` pairs into nested settings, and list what is wrong."""
+    overrides: Json = {}
+    problems: list[str] = []
+    names = setting_names()
+    sections = {name.rsplit(".", 1)[0] for name in names if "." in name}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        value = words[position + 1] if position + 1 < len(words) else None
+        name = word.removeprefix("--")
+        position += 2
+        if not word.startswith("--"):
+            problems.append(f"{word!r} is not an option; settings are given as --name value.")
+            position -= 1
+        elif value is None or value.startswith("--"):
+            problems.append(f"--{name} needs a value, as in --{name} VALUE.")
+            position -= 1
+        elif name in names or (name in sections and value == "null"):
+            _put(overrides, name, _read_value(value))
+        else:
+            problems.append(f"--{name}: no such setting.{_nearest(name)}")
+    return overrides, problems
+
+
+def _read_value(text: str) -> Any:
+    """A command-line value is read as YAML, except that text YAML cannot read stays text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(nested: Json, name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        nested = nested.setdefault(section, {})
+    nested[last] = value
+
+
+def _merge(below: Json, above: Json) -> Json:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(value, dict):
+            merged[key] = _merge(under if isinstance(under, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(item: Json, source: str, overrides: Json) -> str:
+    """One validation error as: where, which value, what is allowed, nearest name."""
+    location = [part for part in item["loc"] if not str(part).startswith("function-")]
+    name = ".".join(str(part) for part in location)
+    origin = "command line" if _lookup(overrides, location) is not MISSING else source
+    if item["type"] == "extra_forbidden":
+        return f"{name} ({origin}): no such setting.{_nearest(name)}"
+    if item["type"] == "missing":
+        return f"{name}: missing; set it in {source} or with --{name} VALUE."
+    reason = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name or 'settings'} ({origin}): {item['input']!r} {reason}."
+
+
+def _lookup(nested: Any, path: Sequence[Any]) -> Any:
+    for part in path:
+        if not isinstance(nested, dict) or part not in nested:
+            return MISSING
+        nested = nested[part]
+    return nested
+
+
+def _nearest(name: str) -> str:
+    """The closest setting: the whole dotted name first, then its last part in any section."""
+    names = setting_names()
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    if not close:
+        by_last = {full.rsplit(".", 1)[-1]: full for full in reversed(names)}
+        last = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(by_last), n=1, cutoff=0.7)
+        close = [by_last[key] for key in last]
+    return f" Did you mean {close[0]}?" if close else " See --help for all settings."

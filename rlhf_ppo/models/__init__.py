@@ -1,0 +1,1 @@
+"""The four roles: policy with value head, reference, reward model; and their forward pass."""

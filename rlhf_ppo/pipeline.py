@@ -1,0 +1,350 @@
+"""The stages of a run in order: supervised model, reward model, PPO, evaluation.
+
+Each stage leaves a folder with a stamp of what it was made from (`stamps.py`). A stage whose result
+exists for the same settings is kept; for other settings the run stops and says what differs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlhf_ppo.command_line import to_yaml
+from rlhf_ppo.config import Config
+from rlhf_ppo.console import quieten_libraries, say
+from rlhf_ppo.data.preferences import (
+    Demonstration,
+    Preference,
+    read_demonstrations,
+    read_preferences,
+)
+from rlhf_ppo.data.prompts import (
+    EncodedPrompt,
+    Prompt,
+    check_no_overlap,
+    encode_prompts,
+    read_prompts,
+)
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.evaluation.gold import GoldScorer
+from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
+from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
+from rlhf_ppo.models.load import check_model_path
+from rlhf_ppo.models.policy import save_policy
+from rlhf_ppo.plan import make_plan
+from rlhf_ppo.stamps import (
+    FOLDERS,
+    Stamp,
+    check_stamp,
+    make_stamps,
+    model_paths,
+    read_stamp,
+    write_stamp,
+)
+from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
+from rlhf_ppo.training.distributed import Processes, folder_is_used
+from rlhf_ppo.training.ppo import PpoRun, train_ppo
+from rlhf_ppo.training.reward_model import train_reward_model
+from rlhf_ppo.training.roles import build_roles, load_for_evaluation, sampling_settings
+from rlhf_ppo.training.sft import train_supervised
+from rlhf_ppo.training.trainer import save_stage
+
+STAGES = ("sft", "reward_model", "ppo", "evaluation")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All data of a run, read and checked before anything is written."""
+
+    demonstrations: list[Demonstration]
+    preferences: list[Preference]
+    probes: list[Preference]
+    train_prompts: list[Prompt]
+    heldout_prompts: list[Prompt]
+    gold: GoldScorer | None
+
+
+def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
+    """Run the given stages of a config, in order.
+
+    Raises:
+        UserError: anything wrong with settings or data; nothing has been written then.
+    """
+    stages = _wanted(config, stages)
+    _check_starting_points(config, stages)
+    inputs = _read_inputs(config, stages)
+    stamps = make_stamps(config)
+    processes = Processes(config)
+    quieten_libraries()
+    if "ppo" in stages:
+        train, heldout = len(inputs.train_prompts), len(inputs.heldout_prompts)
+        plan = make_plan(config, processes.world, train, heldout)
+    finished = _check_folder(config, stages, stamps)
+    processes.wait()  # all have looked before one writes
+    processes.on_main(lambda: _write_config(config))
+    for stage in stages:
+        if stage in finished:
+            if processes.is_main:
+                say(f"{stage}: kept, made before with the same settings")
+            continue
+        if processes.is_main:
+            say(f"\n== {stage} ==")
+            if stage == "ppo":
+                show_plan(plan.lines())
+        _run_stage(stage, config, inputs, stamps)
+
+
+def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> None:
+    # Each stage gets fresh processes: TRL's trainers leave their own settings behind.
+    processes = Processes(config, with_trackers=stage == "ppo")
+    folder = Path(config.output_dir) / FOLDERS[stage]
+    if stage == "sft" and config.sft is not None:
+        train_supervised(
+            config, config.sft, inputs.demonstrations, folder, stamps[stage], processes
+        )
+    elif stage == "reward_model" and config.reward_model is not None:
+        train_reward_model(
+            config,
+            config.reward_model,
+            inputs.preferences,
+            inputs.probes,
+            config.reward_model.init_from or model_paths(config).reference,
+            folder,
+            stamps[stage],
+            processes,
+        )
+    elif stage == "ppo":
+        _train_policy(config, inputs, folder, stamps[stage], processes)
+    elif stage == "evaluation":
+        _evaluate(config, inputs, folder, stamps[stage], processes)
+
+
+def _train_policy(
+    config: Config, inputs: Inputs, folder: Path, stamp: Stamp, processes: Processes
+) -> None:
+    paths = model_paths(config)
+    roles, optimizer = build_roles(config, paths, processes)
+    tokenizer, limit = roles.tokenizer, config.data.max_prompt_tokens
+    train, dropped = encode_prompts(inputs.train_prompts, tokenizer, limit, "data.prompts")
+    heldout = _encode_heldout(config, inputs, tokenizer, processes)
+    if dropped and processes.is_main:
+        say(f"data.prompts: dropped {dropped} prompts longer than {limit} tokens")
+    make_plan(config, processes.world, len(train), len(heldout))
+    sampling = sampling_settings(config, roles)
+    gold = inputs.gold
+    evaluator = Evaluator(config, roles, sampling, processes, gold)
+    shown = heldout[: config.evaluation.prompts_during_training]
+
+    def monitor(prompts: Sequence[EncodedPrompt], responses: Sequence[str]) -> float:
+        return 0.0 if gold is None else gold.mean([item.prompt for item in prompts], responses)
+
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    processes.on_main(lambda: write_stamp(checkpoints, stamp))
+    processes.start_trackers(config, {"seed": config.seed, "beta": config.kl.beta})
+    run = PpoRun(
+        config=config,
+        roles=roles,
+        optimizer=optimizer,
+        prompts=train,
+        sampling=sampling,
+        processes=processes,
+        gold=None if gold is None else monitor,
+        evaluate=lambda step: during_training(evaluator, shown),
+    )
+    progress = train_ppo(run)
+    processes.stop_trackers()
+    save_stage(
+        folder,
+        processes,
+        stamp | {"steps": progress.step},
+        lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
+    )
+
+
+def _evaluate(
+    config: Config, inputs: Inputs, folder: Path, stamp: Stamp, processes: Processes
+) -> None:
+    policy = Path(config.output_dir) / FOLDERS["ppo"]
+    roles = load_for_evaluation(config, str(policy), model_paths(config), processes)
+    prompts = _encode_heldout(config, inputs, roles.tokenizer, processes)
+    sampling = sampling_settings(config, roles)
+    evaluator = Evaluator(config, roles, sampling, processes, inputs.gold)
+    policy_side = evaluator.policy_side(prompts)
+    reference_side = evaluator.reference_side(prompts)
+    summary = summarise(config, policy_side, reference_side)
+    save_stage(
+        folder,
+        processes,
+        stamp,
+        lambda target: write_results(target, summary, prompts, policy_side, reference_side),
+    )
+    if processes.is_main:
+        show_samples(prompts, policy_side, reference_side, config.evaluation.samples_shown)
+        show_summary(summary)
+        say(f"written to {folder}")
+
+
+def _encode_heldout(
+    config: Config, inputs: Inputs, tokenizer: Any, processes: Processes
+) -> list[EncodedPrompt]:
+    limit = config.data.max_prompt_tokens
+    name = "data.heldout_prompts"
+    heldout, dropped = encode_prompts(inputs.heldout_prompts, tokenizer, limit, name)
+    if dropped and processes.is_main:
+        say(f"{name}: dropped {dropped} prompts longer than {limit} tokens")
+    return heldout
+
+
+def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
+    """The stages that this config describes; a model that is given is not trained."""
+    skipped = set()
+    if config.sft is None:
+        skipped.add("sft")
+    if config.reward_model is None or config.reward.path is not None:
+        skipped.add("reward_model")
+    wanted = [stage for stage in stages if stage not in skipped]
+    if not wanted:
+        section = stages[0]
+        raise UserError(f"{section}: the config has no section `{section}`, so nothing to do.")
+    return wanted
+
+
+def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
+    """Every model that a stage starts from is given, or made by a stage before it."""
+    problems = []
+    folder = Path(config.output_dir)
+    if config.sft is None and config.policy.path is None:
+        problems.append("policy.path: missing; give a model, or an sft section to make one")
+    if config.reward_model is None and config.reward.path is None and "ppo" in stages:
+        problems.append(
+            "reward.path: missing; give a reward model, or a reward_model section to train one"
+        )
+    if config.sft is not None and "sft" not in stages and not (folder / "sft").is_dir():
+        problems.append(f"{folder / 'sft'}: not there yet; run scripts/sft.py first")
+    needs_reward = {"ppo", "evaluation"} & set(stages)
+    made = config.reward.path is None and config.reward_model is not None
+    missing = not (folder / "reward_model").is_dir()
+    if made and needs_reward and "reward_model" not in stages and missing:
+        problems.append(
+            f"{folder / 'reward_model'}: not there yet; run scripts/reward_model.py first"
+        )
+    if "evaluation" in stages and "ppo" not in stages and not (folder / "policy").is_dir():
+        problems.append(f"{folder / 'policy'}: not there yet; run scripts/ppo.py first")
+    given = {"policy.path": config.policy.path, "reward.path": config.reward.path}
+    for setting, path in given.items():
+        if path is not None:
+            problems += _message_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
+    _raise(problems)
+
+
+def _read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
+    """Read all data that the stages need; every problem in one message."""
+    problems: list[str] = []
+
+    def read(
+        setting: str, stage: str, source: str | None, reader: Callable[[str, str], list[T]]
+    ) -> list[T]:
+        if stage not in stages:
+            return []
+        if source is None:
+            problems.append(f"{setting}: missing; the {stage} stage needs it")
+            return []
+        try:
+            return reader(source, setting)
+        except UserError as error:
+            problems.append(str(error))
+            return []
+
+    data = config.data
+    heldout_stage = "ppo" if "ppo" in stages else "evaluation"
+    demonstrations = read("data.demonstrations", "sft", data.demonstrations, read_demonstrations)
+    preferences = read("data.preferences", "reward_model", data.preferences, read_preferences)
+    probes: list[Preference] = []
+    if data.heldout_preferences is not None:
+        setting = "data.heldout_preferences"
+        probes = read(setting, "reward_model", data.heldout_preferences, read_preferences)
+    train = read("data.prompts", "ppo", data.prompts, read_prompts)
+    heldout = read("data.heldout_prompts", heldout_stage, data.heldout_prompts, read_prompts)
+    problems += _message_of(lambda: check_no_overlap(train, heldout))
+    gold = None
+    if config.evaluation.gold is not None:
+        try:
+            gold = GoldScorer(config.evaluation.gold)
+        except UserError as error:
+            problems.append(str(error))
+    _raise(problems)
+    return Inputs(demonstrations, preferences, probes, train, heldout, gold)
+
+
+def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:
+    """Which stages are finished; refuses to touch what another run left.
+
+    Raises:
+        UserError: results are there and `resume` is not set, or they are of other settings.
+    """
+    folder = Path(config.output_dir)
+    if not config.resume:
+        whole = len(stages) > 1
+        targets = [folder] if whole else [folder / FOLDERS[stages[0]]]
+        if stages[0] == "ppo":
+            targets += [folder / "checkpoints", folder / "metrics.jsonl"]
+        for target in targets:
+            if folder_is_used(target):
+                raise UserError(
+                    f"output_dir: {target} is not empty. Go on with that run by --resume true, or "
+                    "choose another --output_dir. Nothing was changed."
+                )
+        return set()
+    if folder_is_used(folder) and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file. Choose another --output_dir.")
+    finished = {
+        stage
+        for stage in stages
+        if stage in ("sft", "reward_model") and check_stamp(folder / FOLDERS[stage], stamps[stage])
+    }
+    if "ppo" in stages:
+        check_stamp(folder / "checkpoints", stamps["ppo"])
+        if _policy_is_finished(config, stamps["ppo"]):
+            finished.add("ppo")
+    evaluated = read_stamp(folder / "evaluation") == stamps["evaluation"]
+    if "evaluation" in stages and "ppo" in finished and evaluated:
+        finished.add("evaluation")
+    return finished
+
+
+def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
+    folder = Path(config.output_dir)
+    policy = folder / FOLDERS["ppo"]
+    reached = 0
+    if check_stamp(policy, stamp, ignore=("steps",)):
+        reached = int((read_stamp(policy) or {})["steps"])
+    found = list_checkpoints(folder / "checkpoints")
+    if found:
+        reached = max(reached, read_progress(found[-1]).step)
+    if reached > config.ppo.steps:
+        raise UserError(
+            f"ppo.steps = {config.ppo.steps}: the run in {folder} is already at step {reached}. "
+            "Ask for more steps, or choose another output_dir."
+        )
+    return policy.is_dir() and reached == config.ppo.steps
+
+
+def _write_config(config: Config) -> None:
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = to_yaml(config.model_copy(update={"resume": False}))
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def _message_of(action: Callable[[], Any]) -> list[str]:
+    try:
+        action()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))

@@ -1,0 +1,96 @@
+"""Sizes that follow from the settings: a pure function, shown before the first step."""
+
+from dataclasses import dataclass
+
+from rlhf_ppo.config import Config
+from rlhf_ppo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a PPO run will do, in numbers."""
+
+    processes: int
+    train_prompts: int
+    heldout_prompts: int
+    prompts_per_step: int
+    prompts_per_process: int  # the largest share
+    minibatch_size: int  # responses an optimizer step, the smallest part
+    optimizer_steps_per_step: int
+    steps: int
+    optimizer_steps: int
+    episodes: int
+    data_epochs: float
+    max_response_tokens: int  # over the whole run
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Name and value of each size, for a table."""
+        return [
+            ("processes", f"{self.processes}"),
+            ("training prompts", f"{self.train_prompts}"),
+            ("held-out prompts", f"{self.heldout_prompts}"),
+            ("prompts a step", f"{self.prompts_per_step} ({self.prompts_per_process} a process)"),
+            (
+                "optimizer steps a step",
+                f"{self.optimizer_steps_per_step} of {self.minibatch_size} responses",
+            ),
+            ("PPO steps", f"{self.steps} ({self.optimizer_steps} optimizer steps)"),
+            ("responses", f"{self.episodes} ({self.data_epochs:.1f} passes over the prompts)"),
+            ("response tokens", f"up to {self.max_response_tokens}"),
+        ]
+
+
+def make_plan(config: Config, processes: int, train_prompts: int, heldout_prompts: int) -> Plan:
+    """Derive the sizes of a run.
+
+    Args:
+        config: settings.
+        processes: how many share the work.
+        train_prompts, heldout_prompts: rows of the data sets.
+
+    Raises:
+        UserError: sizes that do not fit together; lists every problem with its remedy.
+    """
+    rollout, ppo = config.rollout, config.ppo
+    smallest = rollout.batch_size // ppo.minibatches
+    problems = []
+    if ppo.minibatches > rollout.batch_size:
+        problems.append(
+            f"ppo.minibatches = {ppo.minibatches} parts of rollout.batch_size = "
+            f"{rollout.batch_size} prompts would be empty; lower the one or raise the other"
+        )
+    elif smallest < processes:
+        problems.append(
+            f"a minibatch has {smallest} responses (rollout.batch_size = {rollout.batch_size} / "
+            f"ppo.minibatches = {ppo.minibatches}) for {processes} processes; each needs at least "
+            "one: raise rollout.batch_size or lower ppo.minibatches"
+        )
+    if rollout.batch_size > train_prompts:
+        problems.append(
+            f"rollout.batch_size = {rollout.batch_size} is more than the {train_prompts} prompts "
+            "of data.prompts; lower it or give more prompts"
+        )
+    if heldout_prompts < processes:
+        problems.append(
+            f"data.heldout_prompts holds {heldout_prompts} prompts for {processes} processes; "
+            "give at least one a process"
+        )
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"the sizes do not fit together:\n{listed}")
+    optimizer_steps_per_step = ppo.epochs * ppo.minibatches
+    episodes = rollout.batch_size * ppo.steps
+    return Plan(
+        processes=processes,
+        train_prompts=train_prompts,
+        heldout_prompts=heldout_prompts,
+        prompts_per_step=rollout.batch_size,
+        prompts_per_process=-(-rollout.batch_size // processes),
+        minibatch_size=smallest,
+        optimizer_steps_per_step=optimizer_steps_per_step,
+        steps=ppo.steps,
+        optimizer_steps=optimizer_steps_per_step * ppo.steps,
+        episodes=episodes,
+        data_epochs=episodes / train_prompts,
+        max_response_tokens=episodes * rollout.max_new_tokens,
+    )

@@ -1,0 +1,1 @@
+"""Generate, then judge: everything before a gradient."""

@@ -1,0 +1,137 @@
+"""Generate, then judge: from prompts to a `Rollout`. No gradients."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ppo.algorithm.batch import Responses, Rollout, Tokens
+from rlhf_ppo.data.prompts import EncodedPrompt
+from rlhf_ppo.data.template import Text
+from rlhf_ppo.models.forward import Layout, lay_out, micro_batches
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, TokenOutputs
+from rlhf_ppo.rollout.generation import SamplingSettings, generate
+
+
+class Reward(Protocol):
+    """Anything that scores responses, (B,) float32 on the CPU."""
+
+    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """One score a response, reward units."""
+        ...
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The models of a run, on their device."""
+
+    policy: PolicyWithValueHead  # bare: for generation and saving
+    policy_forward: nn.Module  # the same behind Accelerate's wrapper: for forward passes
+    reference: FrozenPolicy | None  # None: the policy with its adapter off
+    reward: Reward
+    tokenizer: PreTrainedTokenizerBase
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lives."""
+        return self.policy.value_head.weight.device
+
+
+def sample(
+    roles: Roles, prompts: Sequence[EncodedPrompt], noise: Tensor, settings: SamplingSettings
+) -> Responses:
+    """Responses of the policy to B prompts; noise is (B, max_new_tokens)."""
+    with roles.autocast():
+        return generate(roles.policy.lm, prompts, noise, settings)
+
+
+def sample_reference(
+    roles: Roles, prompts: Sequence[EncodedPrompt], noise: Tensor, settings: SamplingSettings
+) -> Responses:
+    """Responses of the reference to B prompts; noise is (B, max_new_tokens)."""
+    with roles.autocast():
+        if roles.reference is not None:
+            return generate(roles.reference.lm, prompts, noise, settings)
+        with roles.policy.without_adapter():
+            return generate(roles.policy.lm, prompts, noise, settings)
+
+
+@torch.no_grad()
+def judge(
+    roles: Roles, tokens: Tokens, temperature: float, budget: int
+) -> tuple[TokenOutputs, Tensor]:
+    """What policy and reference say of each response token.
+
+    Both see the same micro-batches, so that equal weights give a KL of exactly 0.
+
+    Args:
+        roles: the models.
+        tokens: B prompts and responses, on the CPU.
+        temperature: of the sampler.
+        budget: tokens of one forward pass, padding included.
+
+    Returns:
+        The policy's outputs and the reference's log-probabilities, (B, R) on the CPU.
+    """
+    shape = tokens.response_mask.shape
+    logprobs, values, entropy, ref_logprobs = (torch.zeros(shape) for _ in range(4))
+    for rows in micro_batches(tokens.lengths, budget):
+        part = tokens.select(rows)
+        layout = lay_out(part.to(roles.device))
+        outputs: TokenOutputs = roles.policy_forward(layout, temperature)
+        logprobs[rows] = outputs.logprobs.float().cpu()
+        values[rows] = outputs.values.float().cpu()
+        entropy[rows] = outputs.entropy.float().cpu()
+        ref_logprobs[rows] = _reference_logprobs(roles, layout, temperature).float().cpu()
+    return TokenOutputs(logprobs, values, entropy), ref_logprobs
+
+
+def collect(
+    roles: Roles,
+    prompts: Sequence[EncodedPrompt],
+    responses: Responses,
+    temperature: float,
+    budget: int,
+) -> Rollout:
+    """Judge sampled responses by policy, reference, value head and reward.
+
+    Args:
+        roles: the models.
+        prompts: B prompts.
+        responses: to these prompts, in the same order.
+        temperature: of the sampler.
+        budget: tokens of one forward pass, padding included.
+    """
+    outputs, ref_logprobs = judge(roles, responses.tokens, temperature, budget)
+    texts = response_texts(roles.tokenizer, responses.tokens)
+    return Rollout(
+        responses=responses,
+        logprobs=outputs.logprobs,
+        ref_logprobs=ref_logprobs,
+        values=outputs.values,
+        entropy=outputs.entropy,
+        scores=roles.reward.score([item.prompt.text for item in prompts], texts),
+    )
+
+
+def response_texts(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[str]:
+    """What a person reads: the responses without special tokens."""
+    return [
+        str(tokenizer.decode(ids[mask], skip_special_tokens=True))
+        for ids, mask in zip(tokens.response_ids, tokens.response_mask, strict=True)
+    ]
+
+
+def _reference_logprobs(roles: Roles, layout: Layout, temperature: float) -> Tensor:
+    if roles.reference is not None:
+        with roles.autocast():
+            logprobs: Tensor = roles.reference(layout, temperature)
+        return logprobs
+    with roles.policy.without_adapter():
+        outputs: TokenOutputs = roles.policy_forward(layout, temperature)
+    return outputs.logprobs

@@ -1,0 +1,179 @@
+"""Sampling responses: a decode loop over any causal language model of Transformers.
+
+Why not `generate`: finished rows leave the batch here, and the noise is ours (see `noise.py`).
+Nothing but the temperature shapes the distribution (no top-k, no top-p), so the log-probabilities
+that PPO uses are those of the sampler.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rlhf_ppo.algorithm.batch import Responses, Tokens, concatenate
+from rlhf_ppo.data.prompts import EncodedPrompt
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a response is drawn and when it ends."""
+
+    max_new_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    batch_size: int  # prompts decoded at once
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    noise: Tensor,
+    settings: SamplingSettings,
+) -> Responses:
+    """Sample one response for each prompt.
+
+    Args:
+        model: causal language model, in the state that is to be sampled.
+        prompts: B prompts.
+        noise: (B, max_new_tokens) float64 in [0, 1), one number a token.
+        settings: length, temperature, stop tokens.
+
+    Returns:
+        Responses in the order of the prompts, on the CPU.
+    """
+    # Prompts of similar length are decoded together, then put back in order.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    parts = []
+    for start in range(0, len(order), settings.batch_size):
+        rows = order[start : start + settings.batch_size]
+        parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings))
+    whole = concatenate(parts)
+    return whole.select(torch.tensor(order).argsort())
+
+
+def inverse_cdf_sample(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """The token whose slice of the cumulative distribution holds each number, (B,) int64.
+
+    Args:
+        logprobs: (B, V) normalised log-probabilities.
+        uniform: (B,) float64 in [0, 1).
+    """
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    # The total is 1 only up to rounding; scaled, the last token's slice ends where it should.
+    target = uniform[:, None] * cumulative[:, -1:]
+    # right=True: a token of probability 0 has an empty slice and is never chosen.
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return token.clamp(max=logprobs.shape[-1] - 1)
+
+
+@torch.no_grad()
+def _decode(
+    model: PreTrainedModel,
+    prompts: list[EncodedPrompt],
+    noise: Tensor,
+    settings: SamplingSettings,
+) -> Responses:
+    device = model.device
+    batch, limit = len(prompts), settings.max_new_tokens
+    response_ids = torch.zeros(batch, limit, dtype=torch.int64, device=device)
+    mask = torch.zeros(batch, limit, dtype=torch.bool, device=device)
+    sampling_logprobs = torch.zeros(batch, limit, device=device)
+    stopped = torch.zeros(batch, dtype=torch.bool, device=device)
+    stop_ids = torch.tensor(settings.stop_ids, device=device)
+    noise = noise.to(device)
+
+    alive = torch.arange(batch, device=device)  # rows still being written
+    decoder = _Decoder(model, [prompt.ids for prompt in prompts])
+    logits = decoder.prefill()
+    for t in range(limit):
+        logprobs = (logits.float() / settings.temperature).log_softmax(dim=-1)
+        token = inverse_cdf_sample(logprobs, noise[alive, t])
+        response_ids[alive, t] = token
+        mask[alive, t] = True
+        sampling_logprobs[alive, t] = logprobs.gather(-1, token[:, None]).squeeze(-1)
+        ended = torch.isin(token, stop_ids)
+        stopped[alive[ended]] = True
+        going = ~ended
+        if t + 1 == limit or not bool(going.any()):
+            break
+        if bool(ended.any()):
+            alive, token = alive[going], token[going]
+            decoder.keep(going)
+        logits = decoder.step(token)
+
+    width = int(mask.sum(dim=1).max())
+    prompt_ids, prompt_lengths = _right_pad([prompt.ids for prompt in prompts])
+    return Responses(
+        tokens=Tokens(
+            prompt_ids, prompt_lengths, response_ids[:, :width].cpu(), mask[:, :width].cpu()
+        ),
+        sampling_logprobs=sampling_logprobs[:, :width].cpu(),
+        stopped=stopped.cpu(),
+        prompt_rows=torch.tensor([prompt.prompt.row for prompt in prompts]),
+    )
+
+
+class _Decoder:
+    """A model with its cache, one token at a time; prompts are padded on the left."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        width = max(len(ids) for ids in prompts)
+        self.ids = torch.zeros(len(prompts), width, dtype=torch.int64, device=model.device)
+        # The mask is made from lengths: a pad token may well be a word or the stop token.
+        self.mask = torch.zeros_like(self.ids)
+        for row, ids in enumerate(prompts):
+            self.ids[row, width - len(ids) :] = torch.tensor(ids)
+            self.mask[row, width - len(ids) :] = 1
+        self.position = self.mask.sum(dim=1, keepdim=True)  # of the next token
+        self.cache = DynamicCache(config=model.config)
+        known = inspect.signature(_plain(model).forward).parameters
+        self.takes_positions = "position_ids" in known
+        self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+    def prefill(self) -> Tensor:
+        """Logits (B, V) of the first response token."""
+        return self._run(self.ids, (self.mask.cumsum(dim=1) - 1).clamp(min=0))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the rows where `rows` (B,) is False."""
+        self.cache.batch_select_indices(rows.nonzero().squeeze(-1))
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def step(self, token: Tensor) -> Tensor:
+        """Logits (B, V) of the token after `token` (B,)."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        logits = self._run(token[:, None], self.position)
+        self.position = self.position + 1
+        return logits
+
+    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
+        extra = dict(self.options)
+        if self.takes_positions:
+            extra["position_ids"] = positions
+        outputs = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            **extra,
+        )
+        last: Tensor = outputs.logits[:, -1]
+        return last
+
+
+def _plain(model: Any) -> Any:
+    """The model whose `forward` has real parameter names (PEFT hides them behind *args)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _right_pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    for row, ids in enumerate(sequences):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    return padded, lengths

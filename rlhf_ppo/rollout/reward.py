@@ -1,0 +1,73 @@
+"""What a response is worth: a sequence-classification model, read as its own pipeline reads it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_ppo.config import RewardConfig
+from rlhf_ppo.data.template import Text, check_template, encode_conversation
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.forward import micro_batches
+
+
+class RewardModel:
+    """Scores prompt and response with the reward model's own tokenizer and chat template.
+
+    The text is rendered again even when the tokenizer is the policy's: so the reward model always
+    sees what it was trained on, whatever the policy's template leaves after the stop token.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RewardConfig
+    ) -> None:
+        """Freeze the model and make its pad token known to its pooling."""
+        self.model = model.eval().requires_grad_(False)
+        if self.model.config.pad_token_id is None:
+            self.model.config.pad_token_id = tokenizer.pad_token_id
+        self.tokenizer = tokenizer
+        self.config = config
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """Scores (B,) float32 on the CPU, reward units.
+
+        Raises:
+            UserError: chat messages without a chat template, a conversation longer than
+                `reward.max_tokens`, or a score that is not finite.
+        """
+        check_template(self.tokenizer, prompts, "reward.path")
+        encoded = [
+            encode_conversation(self.tokenizer, prompt, response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        if int(lengths.max()) > self.config.max_tokens:
+            raise UserError(
+                f"reward.max_tokens: a conversation has {int(lengths.max())} tokens for the reward "
+                f"model, more than {self.config.max_tokens}. Raise it, or shorten prompts or "
+                "responses."
+            )
+        scores = torch.zeros(len(encoded))
+        for rows in micro_batches(lengths, self.config.batch_tokens):
+            scores[rows] = self._forward([encoded[row] for row in rows.tolist()])
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).nonzero()[0])
+            raise UserError(
+                f"the reward model gave {float(scores[row])} for the response "
+                f"{responses[row]!r}. Check its weights and dtype (reward.dtype)."
+            )
+        return scores
+
+    def _forward(self, encoded: list[list[int]]) -> Tensor:
+        width = max(len(ids) for ids in encoded)
+        pad = int(self.tokenizer.pad_token_id or 0)
+        ids = torch.full((len(encoded), width), pad)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        device = self.model.device
+        logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        return logits[:, 0].float().cpu()

@@ -1,0 +1,146 @@
+"""What a stage's result was made from: decides whether it can be kept, and says what differs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_ppo.config import Config
+from rlhf_ppo.data.loading import fingerprint
+from rlhf_ppo.errors import UserError
+
+Stamp = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Folders or hub ids of the models that a PPO run needs."""
+
+    reference: str  # where the policy starts, and what the KL penalty refers to
+    reward: str
+
+
+FOLDERS = {
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "ppo": "policy",
+    "evaluation": "evaluation",
+}
+STAMP_FILE = "stage.json"
+# Settings that do not change what PPO computes, or that other stages answer for.
+NOT_PPO = ("output_dir", "resume", "data", "sft", "checkpoint", "evaluation", "logging")
+
+
+def model_paths(config: Config) -> ModelPaths:
+    """Where the models of a run are, or will be."""
+    folder = Path(config.output_dir)
+    reference = config.policy.path or ""
+    if config.sft is not None:
+        reference = str(folder / FOLDERS["sft"])
+    return ModelPaths(
+        reference=reference, reward=config.reward.path or str(folder / FOLDERS["reward_model"])
+    )
+
+
+def make_stamps(config: Config) -> dict[str, Stamp]:
+    """The stamp of each stage under these settings; a later stage holds those it builds on."""
+    settings = config.model_dump(mode="json")
+    data = {
+        name: None if source is None else fingerprint(str(source))
+        for name, source in settings["data"].items()
+        if name != "max_prompt_tokens"
+    }
+    start: Any = None if config.policy.path is None else _model(config.policy.path)
+    if config.sft is not None:
+        start = {
+            "seed": config.seed,
+            "policy": settings["policy"] | {"path": start},
+            "lora": settings["lora"],
+            "sft": settings["sft"],
+            "demonstrations": data["demonstrations"],
+        }
+    reward: Any = None if config.reward.path is None else _model(config.reward.path)
+    if config.reward_model is not None and config.reward.path is None:
+        reward = {
+            "seed": config.seed,
+            "start": config.reward_model.init_from or start,
+            "lora": settings["lora"],
+            "reward_model": settings["reward_model"],
+            "preferences": data["preferences"],
+        }
+    ppo = {name: value for name, value in settings.items() if name not in NOT_PPO}
+    ppo.pop("reward_model")
+    ppo["ppo"] = {name: value for name, value in ppo["ppo"].items() if name != "steps"}
+    ppo["hardware"] = {"mixed_precision": settings["hardware"]["mixed_precision"]}
+    ppo["max_prompt_tokens"] = config.data.max_prompt_tokens
+    ppo |= {"start": start, "reward_from": reward, "prompts": data["prompts"]}
+    evaluation = {
+        "policy": ppo,
+        "steps": config.ppo.steps,
+        "gold": config.evaluation.gold,
+        "bootstrap_samples": config.evaluation.bootstrap_samples,
+        "heldout_prompts": data["heldout_prompts"],
+    }
+    return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
+
+
+def write_stamp(folder: Path, stamp: Stamp) -> None:
+    """Leave a stamp in a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAMP_FILE).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+
+
+def read_stamp(folder: Path) -> Stamp | None:
+    """The stamp of a finished result, or None.
+
+    Raises:
+        UserError: the stamp cannot be read.
+    """
+    file = folder / STAMP_FILE
+    if not file.is_file():
+        return None
+    try:
+        stamp: Stamp = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}). Remove {folder} to make it again.") from error
+    return stamp
+
+
+def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bool:
+    """True if `folder` holds a result made from the same settings, False if it holds none.
+
+    Raises:
+        UserError: it was made from other settings; names each that differs.
+    """
+    found = read_stamp(folder)
+    if found is None:
+        return False
+    then = _flatten({name: value for name, value in found.items() if name not in ignore})
+    now = _flatten(json.loads(json.dumps(expected)))
+    changed = [
+        f"  - {name}: {then.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} was made with other settings:\n" + "\n".join(changed) + "\nUse those "
+            "settings, choose another output_dir, or remove that folder to make it again."
+        )
+    return True
+
+
+def _model(path: str) -> str:
+    """A local model is known by its files, a hub model by its id."""
+    return f"{path} {fingerprint(path)}" if Path(path).is_dir() else path
+
+
+def _flatten(nested: Stamp, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,1 @@
+"""The three training stages, the PPO loop, checkpoints and processes."""

@@ -1,0 +1,177 @@
+"""Processes, devices, number formats and trackers: the only importer of Accelerate.
+
+After collection the whole rollout is made known to every process. From then on every number that
+is not a gradient (advantages, denominators, shuffles, metrics) is computed alike everywhere, so
+there is nothing to keep in step and little to wait for.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor, nn
+
+from rlhf_ppo.algorithm.batch import Rows, concatenate
+from rlhf_ppo.config import Config
+from rlhf_ppo.errors import UserError
+
+T = TypeVar("T", bound=Rows)
+
+
+class Processes:
+    """This process among the others of the run."""
+
+    def __init__(self, config: Config, with_trackers: bool = False) -> None:
+        """Join the process group that `accelerate launch` or `torchrun` describes.
+
+        Raises:
+            UserError: a tracker that is not installed, or sharding that is not supported.
+        """
+        # Transformers' Trainer (the supervised and reward stages) leaves its own state behind.
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        self.trackers = config.logging.trackers if with_trackers else ()
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.hardware.mixed_precision,
+                log_with=list(self.trackers) or None,
+                project_dir=config.output_dir,
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError(f"logging.trackers or hardware.mixed_precision: {error}") from error
+        self._refuse_sharding()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._cpu_threads(config.hardware.cpu_threads))
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that prints and writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+    def share(self, total: int) -> slice:
+        """The contiguous part of `total` items that belongs to this process."""
+        return slice(self.rank * total // self.world, (self.rank + 1) * total // self.world)
+
+    def gather(self, part: T) -> T:
+        """Every process's part, in the order of `share`, on every process (and on the CPU)."""
+        if self.world == 1:
+            return part
+        parts: list[T] = gather_object([part])
+        return concatenate(parts)
+
+    def gather_list(self, part: list[Any]) -> list[Any]:
+        """Every process's list, one after the other, on every process."""
+        if self.world == 1:
+            return part
+        gathered: list[Any] = gather_object(part)
+        return gathered
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.world == 1:
+            return tensor
+        total: Tensor = self.accelerator.reduce(tensor.to(self.device), reduction="sum")
+        return total
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Move to the device and wrap for autocast and gradient averaging."""
+        prepared: tuple[nn.Module, torch.optim.Optimizer]
+        prepared = self.accelerator.prepare(model, optimizer)
+        return prepared
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's autocast, for forward passes outside the wrapped model."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def no_sync(self, model: nn.Module, skip: bool) -> AbstractContextManager[Any]:
+        """While `skip`, gradients stay on this process; the next backward pass averages them."""
+        if not skip or self.world == 1:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass of this process's part of a loss that is a sum over all processes.
+
+        Averaging over processes, as DDP does, would divide by their number: undone here.
+        """
+        self.accelerator.backward(loss * self.world)
+
+    def clip_grad_norm(self, model: nn.Module, max_norm: float | None) -> float:
+        """Scale gradients down to `max_norm` (None: only measure); returns the norm before."""
+        limit = float("inf") if max_norm is None else max_norm
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), limit)
+        return 0.0 if norm is None else float(norm)
+
+    def start_trackers(self, config: Config, settings: dict[str, Any]) -> None:
+        """Open TensorBoard and the like; TensorBoard writes to `<output_dir>/tensorboard`."""
+        if self.trackers:
+            self.accelerator.init_trackers(
+                "tensorboard" if self.trackers == ("tensorboard",) else config.logging.project,
+                config=settings,
+            )
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Send numbers to the trackers."""
+        if self.trackers:
+            self.accelerator.log(values, step=step)
+
+    def stop_trackers(self) -> None:
+        """Flush and close the trackers."""
+        if self.trackers:
+            self.accelerator.end_training()
+
+    def on_main(self, action: Callable[[], Any]) -> None:
+        """Run `action` in the main process; the others wait until it is done."""
+        if self.is_main:
+            action()
+        self.wait()
+
+    def _cpu_threads(self, configured: int) -> int:
+        if configured:
+            return configured
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, len(os.sched_getaffinity(0)) // local)
+
+    def _refuse_sharding(self) -> None:
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise UserError(
+                f"{kind.value}: sharded models are not supported yet, because every process "
+                "generates with a whole model. Launch with plain data parallelism (--multi_gpu), "
+                "and use the lora section when memory is short."
+            )
+
+
+def folder_is_used(folder: Path) -> bool:
+    """True if there is anything at `folder` already."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

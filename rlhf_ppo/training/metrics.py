@@ -1,0 +1,95 @@
+"""One object of numbers a PPO step: `metrics.jsonl`, trackers and terminal all show the same."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
+from rlhf_ppo.algorithm.masked import explained_variance
+from rlhf_ppo.training.update import UpdateStats
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(rollout: Rollout, scores: torch.Tensor, batch: TrainBatch) -> Metrics:
+    """What the rollout says, before the update.
+
+    Args:
+        rollout: of all processes.
+        scores: (B,), after normalisation and the rule for responses that did not stop.
+        batch: made from it.
+    """
+    responses, mask = rollout.responses, rollout.responses.tokens.response_mask
+    zero = torch.zeros_like(rollout.logprobs)
+    kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, zero).sum(dim=1)
+    gap = torch.where(mask, rollout.logprobs - responses.sampling_logprobs, zero)
+    return {
+        "score/mean": float(rollout.scores.mean()),
+        "score/std": float(rollout.scores.std(unbiased=False)),
+        "score/shaped": float(scores.mean()),
+        "kl/ref": float(kl.mean()),
+        "policy/sampler_gap": float(gap.abs().max()),
+        "value/explained_variance": float(explained_variance(batch.values, batch.returns, mask)),
+        "response/length": float(mask.sum(dim=1).float().mean()),
+        "response/stopped": float(responses.stopped.float().mean()),
+    }
+
+
+def update_metrics(stats: UpdateStats) -> Metrics:
+    """What the update says."""
+    return {
+        "kl/update": stats.kl,
+        "policy/loss": stats.policy_loss,
+        "policy/clip_fraction": stats.policy_clip_fraction,
+        "policy/ratio_max": stats.ratio_max,
+        "policy/ratio_first_error": stats.ratio_first_error,
+        "policy/entropy": stats.entropy,
+        "value/loss": stats.value_loss,
+        "value/clip_fraction": stats.value_clip_fraction,
+        "grad_norm": stats.grad_norm,
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far: on the GPU if there is one, else by this process (GiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def one_line(metrics: Metrics) -> str:
+    """The few numbers worth a glance."""
+    shown = [
+        f"score {metrics['score/mean']:.2f}",
+        f"kl {metrics['kl/ref']:.2f}",
+        f"length {metrics['response/length']:.0f}",
+    ]
+    if "gold/mean" in metrics:
+        shown.insert(1, f"gold {metrics['gold/mean']:.2f}")
+    shown.append(f"{metrics['throughput/tokens_per_second']:.0f} tok/s")
+    return "  ".join(shown)
+
+
+def append_metrics(file: Path, metrics: Metrics) -> None:
+    """Add one line to `metrics.jsonl`."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(metrics) + "\n")
+
+
+def cut_metrics(file: Path, last_step: int) -> None:
+    """Keep only the lines up to `last_step`: the steps after it are about to be made again."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError):
+            continue  # the half line of a run that was killed while writing
+        if step <= last_step:
+            kept.append(line + "\n")
+    file.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,303 @@
+"""Stage 3: PPO. The whole method is `ppo_step`; the rest is bookkeeping around it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlhf_ppo.algorithm.advantages import gae
+from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
+from rlhf_ppo.algorithm.kl import AdaptiveController, Controller, FixedController
+from rlhf_ppo.algorithm.masked import whiten
+from rlhf_ppo.algorithm.rewards import settle_unstopped, shape_rewards
+from rlhf_ppo.config import Config, KlConfig, PpoConfig
+from rlhf_ppo.console import Stepper, say
+from rlhf_ppo.data.prompts import EncodedPrompt
+from rlhf_ppo.data.sampler import step_rows
+from rlhf_ppo.data.template import as_text
+from rlhf_ppo.rollout.collect import Roles, collect, response_texts, sample
+from rlhf_ppo.rollout.generation import SamplingSettings
+from rlhf_ppo.rollout.noise import generator, sampling_noise
+from rlhf_ppo.training.checkpoint import (
+    Progress,
+    list_checkpoints,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.metrics import (
+    Metrics,
+    append_metrics,
+    cut_metrics,
+    one_line,
+    peak_memory_gib,
+    rollout_metrics,
+    update_metrics,
+)
+from rlhf_ppo.training.update import ppo_update
+
+Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class PpoRun:
+    """All that stays the same from step to step."""
+
+    config: Config
+    roles: Roles
+    optimizer: torch.optim.Optimizer
+    prompts: Sequence[EncodedPrompt]
+    sampling: SamplingSettings
+    processes: Processes
+    gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
+    evaluate: Callable[[int], Metrics]  # on held-out prompts, called with the step
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return Path(self.config.output_dir) / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One object a step."""
+        return Path(self.config.output_dir) / "metrics.jsonl"
+
+
+def train_ppo(run: PpoRun) -> Progress:
+    """Go from the last checkpoint, or from the start, to `ppo.steps`."""
+    config, processes = run.config, run.processes
+    progress = _restore(run)
+    steps = config.ppo.steps
+    with Stepper("ppo", steps, shown=processes.is_main) as stepper:
+        stepper.done = progress.step
+        for step in range(progress.step + 1, steps + 1):
+            progress, metrics, example = ppo_step(run, step, progress)
+            last = step == steps
+            if _due(config.evaluation.every, step) and not last:
+                metrics |= run.evaluate(step)
+            processes.track(metrics, step)
+            if processes.is_main:
+                append_metrics(run.metrics_file, metrics)
+                stepper.advance(one_line(metrics))
+                if _due(config.logging.sample_every, step):
+                    say(example)
+            every = config.checkpoint.every
+            if every and (last or _due(every, step)):
+                _save(run, progress)
+    return progress
+
+
+def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metrics, str]:
+    """One round: collect a rollout, shape rewards, estimate advantages, update.
+
+    Args:
+        run: models, data, settings.
+        step: from 1.
+        progress: where the run stands after the step before.
+
+    Returns:
+        Where it stands now, the step's metrics, and a sample to show.
+    """
+    config, processes = run.config, run.processes
+    clock = _Clock()
+
+    rows = step_rows(len(run.prompts), config.rollout.batch_size, step, config.seed)
+    prompts = [run.prompts[row] for row in rows]
+    rollout = _collect_share(run, step, prompts, clock)
+
+    progress = _measure_normalisation(config, rollout.scores, step, progress)
+    scores = (rollout.scores - progress.reward_shift) / progress.reward_scale
+    batch, scores = make_train_batch(config, rollout, scores, progress.beta)
+
+    learning_rate = learning_rate_at(config.ppo, step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    stats = ppo_update(
+        run.roles.policy,
+        run.roles.policy_forward,
+        run.optimizer,
+        batch,
+        config.ppo,
+        config.value,
+        config.rollout.temperature,
+        generator(config.seed, "minibatches", step),
+        processes,
+        train_policy=step > config.ppo.value_warmup_steps,
+    )
+    clock.lap("time/update")
+
+    metrics = rollout_metrics(rollout, scores, batch)
+    tokens = int(rollout.responses.tokens.response_mask.sum())
+    controller = make_controller(config.kl, progress.beta)
+    after = replace(
+        progress,
+        step=step,
+        episodes=progress.episodes + len(rows),
+        tokens=progress.tokens + tokens,
+        beta=controller.update(metrics["kl/ref"], len(rows)).beta,
+    )
+    texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
+    if run.gold is not None:
+        metrics["gold/mean"] = run.gold(prompts, texts)
+    metrics = {
+        "step": step,
+        "episodes": after.episodes,
+        "tokens": after.tokens,
+        **metrics,
+        "kl/beta": progress.beta,
+        **update_metrics(stats),
+        "learning_rate": learning_rate,
+        **clock.laps,
+        "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
+        "memory/peak_gib": peak_memory_gib(processes.device),
+    }
+    return after, metrics, _example(prompts[0], texts[0], float(rollout.scores[0]))
+
+
+def make_train_batch(
+    config: Config, rollout: Rollout, scores: Tensor, beta: float
+) -> tuple[TrainBatch, Tensor]:
+    """From a rollout of all processes to the tensors of the update.
+
+    Args:
+        config: settings.
+        rollout: B responses.
+        scores: (B,), normalised.
+        beta: weight of the KL penalty, reward units per nat.
+
+    Returns:
+        The batch, and the scores after the rule for responses that did not stop.
+    """
+    tokens = rollout.responses.tokens
+    mask = tokens.response_mask
+    scores = settle_unstopped(
+        scores,
+        rollout.responses.stopped,
+        config.reward.missing_stop_penalty,
+        config.reward.missing_stop_score,
+    )
+    rewards = shape_rewards(
+        scores, rollout.logprobs, rollout.ref_logprobs, mask, beta, config.kl.estimator
+    )
+    advantages, returns = gae(
+        rewards, rollout.values, mask, config.advantage.gamma, config.advantage.lam
+    )
+    if config.advantage.whiten:  # the rollout is that of all processes, so this is global
+        advantages = whiten(advantages, mask)
+    batch = TrainBatch(
+        tokens=tokens,
+        logprobs=rollout.logprobs,
+        values=rollout.values,
+        advantages=advantages,
+        returns=returns,
+    )
+    return batch, scores
+
+
+def learning_rate_at(ppo: PpoConfig, step: int) -> float:
+    """Learning rate of a PPO step (from 1): linear warm-up, then constant or linear to zero."""
+    rate = ppo.learning_rate
+    if step <= ppo.warmup_steps:
+        return rate * step / ppo.warmup_steps
+    if ppo.schedule == "linear":
+        left = ppo.steps - step + 1
+        return rate * left / max(1, ppo.steps - ppo.warmup_steps)
+    return rate
+
+
+def make_controller(kl: KlConfig, beta: float) -> Controller:
+    """The controller that the settings ask for, at its present beta."""
+    if kl.controller == "adaptive":
+        return AdaptiveController(beta, kl.target, kl.horizon)
+    return FixedController(beta)
+
+
+def _collect_share(
+    run: PpoRun, step: int, prompts: Sequence[EncodedPrompt], clock: "_Clock"
+) -> Rollout:
+    """Each process samples and judges its share; the whole comes back on every one."""
+    config, processes = run.config, run.processes
+    mine = prompts[processes.share(len(prompts))]
+    noise = sampling_noise(
+        config.seed,
+        "rollout",
+        step,
+        [item.prompt.row for item in mine],
+        config.rollout.max_new_tokens,
+    )
+    responses = sample(run.roles, mine, noise, run.sampling)
+    clock.lap("time/rollout")
+    rollout = collect(
+        run.roles, mine, responses, config.rollout.temperature, config.ppo.judge_batch_tokens
+    )
+    whole = processes.gather(rollout)
+    clock.lap("time/judge")
+    return whole
+
+
+def _measure_normalisation(
+    config: Config, scores: Tensor, step: int, progress: Progress
+) -> Progress:
+    """Shift and scale of the scores, from the first rollout: there the policy is the reference."""
+    if config.reward.normalization == "none" or step > 1:
+        return progress
+    scale = 1.0
+    if config.reward.normalization == "standardize":
+        scale = max(float(scores.std(unbiased=False)), 1e-6)
+    return replace(progress, reward_shift=float(scores.mean()), reward_scale=scale)
+
+
+def _restore(run: PpoRun) -> Progress:
+    """Load the newest checkpoint, if there is one, and forget the metrics after it."""
+    found = list_checkpoints(run.checkpoints)
+    progress = Progress(
+        step=0, episodes=0, tokens=0, beta=run.config.kl.beta, reward_shift=0.0, reward_scale=1.0
+    )
+    if found:
+        progress = read_progress(found[-1])
+        load_checkpoint(found[-1], run.roles.policy, run.optimizer)
+        if run.processes.is_main:
+            say(f"ppo: going on after step {progress.step} ({found[-1]})")
+    run.processes.on_main(lambda: cut_metrics(run.metrics_file, progress.step))
+    return progress
+
+
+def _save(run: PpoRun, progress: Progress) -> None:
+    run.processes.on_main(
+        lambda: save_checkpoint(
+            run.checkpoints,
+            progress,
+            run.roles.policy,
+            run.optimizer,
+            run.config.checkpoint.keep,
+        )
+    )
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _example(prompt: EncodedPrompt, response: str, score: float) -> str:
+    asked = as_text(prompt.prompt.text)[-300:]
+    return f"  sample | {asked}\n         > {response}   (score {score:.2f})"
+
+
+class _Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self.last
+        self.last = now
+
+    def total(self) -> float:
+        return self.last - self.started

@@ -1,0 +1,131 @@
+"""Stage 2: a reward model from preference pairs, by TRL's RewardTrainer, and its probes."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+from trl import RewardConfig as TrlRewardConfig
+from trl import RewardTrainer
+
+from rlhf_ppo.config import Config, RewardModelConfig
+from rlhf_ppo.console import say
+from rlhf_ppo.data.preferences import Preference
+from rlhf_ppo.data.template import check_template, encode_conversation
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.load import load_classifier, load_tokenizer
+from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.rollout.reward import RewardModel
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.trainer import (
+    save_stage,
+    training_arguments,
+    use_our_progress,
+)
+
+PROBES_FILE = "probes.json"
+
+
+def train_reward_model(
+    config: Config,
+    settings: RewardModelConfig,
+    preferences: Sequence[Preference],
+    probes: Sequence[Preference],
+    start: str,
+    folder: Path,
+    stamp: dict[str, Any],
+    processes: Processes,
+) -> None:
+    """Train a reward model (Bradley-Terry loss) from the model at `start`, save it to `folder`.
+
+    Raises:
+        UserError: no pair is short enough, or `start` cannot be loaded.
+    """
+    set_seed(config.seed % 2**32)  # the new head is drawn at random
+    tokenizer = load_tokenizer(start, "reward_model.init_from")
+    model = load_classifier(start, config.reward.dtype, "reward_model.init_from", new_head=True)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    pairs = _encode(preferences, tokenizer, settings.max_tokens, processes.is_main)
+    arguments = training_arguments(config, settings, processes.world)
+    trainer = RewardTrainer(
+        model=model,
+        args=TrlRewardConfig(
+            **arguments,
+            center_rewards_coefficient=settings.center_coefficient or None,
+            remove_unused_columns=False,  # the sampler groups by `length`
+        ),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=None if config.lora is None else peft_config(config.lora, "SEQ_CLS"),
+    )
+    progress = use_our_progress(trainer, "reward model", processes.is_main)
+    trainer.train()
+
+    def write(target: Path) -> None:
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        if config.lora is not None:
+            trained = trained.merge_and_unload()
+        trained.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        history = "\n".join(json.dumps(entry) for entry in progress.history)
+        (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
+        if probes:
+            accuracy = probe(RewardModel(trained, tokenizer, config.reward), probes)
+            (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+            shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
+            say(f"reward model: right order on held-out pairs: {shown}")
+
+    save_stage(folder, processes, stamp, write)
+
+
+def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[str, float]]:
+    """How often the chosen completion scores above the rejected one, by kind of error.
+
+    Returns:
+        For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
+    """
+    prompts = [pair.prompt for pair in probes]
+    chosen = model.score(prompts, [pair.chosen for pair in probes])
+    rejected = model.score(prompts, [pair.rejected for pair in probes])
+    margins: dict[str, list[float]] = defaultdict(list)
+    for pair, margin in zip(probes, (chosen - rejected).tolist(), strict=True):
+        margins[pair.kind].append(margin)
+    result = {}
+    for kind, values in sorted(margins.items()):
+        differences = torch.tensor(values)
+        wins = (differences > 0).float() + 0.5 * (differences == 0).float()
+        result[kind] = {
+            "pairs": len(values),
+            "accuracy": float(wins.mean()),
+            "margin": float(differences.mean()),
+        }
+    return result
+
+
+def _encode(
+    preferences: Sequence[Preference],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    shown: bool,
+) -> list[dict[str, Any]]:
+    check_template(tokenizer, [pair.prompt for pair in preferences], "data.preferences")
+    pairs = []
+    for pair in preferences:
+        chosen = encode_conversation(tokenizer, pair.prompt, pair.chosen)
+        rejected = encode_conversation(tokenizer, pair.prompt, pair.rejected)
+        if max(len(chosen), len(rejected)) <= max_tokens:
+            length = max(len(chosen), len(rejected))
+            pairs.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
+    dropped = len(preferences) - len(pairs)
+    if not pairs:
+        raise UserError(
+            f"data.preferences: all {dropped} pairs are longer than reward_model.max_tokens = "
+            f"{max_tokens}. Raise it."
+        )
+    if dropped and shown:
+        say(f"reward model: dropped {dropped} pairs longer than {max_tokens} tokens")
+    return pairs

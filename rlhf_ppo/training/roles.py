@@ -1,0 +1,138 @@
+"""From model folders to the four roles on their devices."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_ppo.config import Config
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.forward import check_output_layer
+from rlhf_ppo.models.load import load_causal_lm, load_classifier, load_tokenizer, stop_token_ids
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
+from rlhf_ppo.rollout.collect import Roles
+from rlhf_ppo.rollout.generation import SamplingSettings
+from rlhf_ppo.rollout.reward import RewardModel
+from rlhf_ppo.stamps import ModelPaths
+from rlhf_ppo.training.distributed import Processes
+
+
+def build_roles(
+    config: Config, paths: ModelPaths, processes: Processes
+) -> tuple[Roles, torch.optim.Optimizer]:
+    """Load the models for training: a fresh policy, its reference, the reward model.
+
+    Raises:
+        UserError: a model cannot be loaded or does not fit the others.
+    """
+    tokenizer = load_tokenizer(paths.reference, "policy.path")
+    lm = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
+    check_output_layer(lm, paths.reference)
+    _check_lengths(config, lm)
+    # With adapters the policy without them is the reference; otherwise it is a frozen copy.
+    reference = None
+    if config.lora is None:
+        copy = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
+        reference = FrozenPolicy(copy)
+        reference.to(processes.device)
+    classifier = load_classifier(paths.reward, config.reward.dtype, "reward.path")
+    _move(classifier, processes)
+    reward_tokenizer = load_tokenizer(paths.reward, "reward.path")
+    if config.value.model == "reward":
+        _check_same_tokenizer(tokenizer, reward_tokenizer, paths.reward)
+    policy = build_policy(
+        lm, config.lora, config.value, classifier, config.policy.gradient_checkpointing
+    )
+    optimizer = _make_optimizer(config, policy)
+    policy.to(processes.device)
+    wrapped, optimizer = processes.prepare(policy, optimizer)
+    roles = Roles(
+        policy=policy,
+        policy_forward=wrapped,
+        reference=reference,
+        reward=RewardModel(classifier, reward_tokenizer, config.reward),
+        tokenizer=tokenizer,
+        autocast=processes.autocast,
+    )
+    return roles, optimizer
+
+
+def load_for_evaluation(
+    config: Config, policy_path: str, paths: ModelPaths, processes: Processes
+) -> Roles:
+    """Load a finished policy beside its reference and reward model; nothing is trained."""
+    dtype, device = config.policy.dtype, processes.device
+    lm = load_causal_lm(policy_path, dtype, "policy")
+    policy = PolicyWithValueHead(lm).eval().requires_grad_(False).to(device)
+    reference = FrozenPolicy(load_causal_lm(paths.reference, dtype, "policy.path")).to(device)
+    classifier = load_classifier(paths.reward, config.reward.dtype, "reward.path")
+    _move(classifier, processes)
+    reward_tokenizer = load_tokenizer(paths.reward, "reward.path")
+    return Roles(
+        policy=policy,
+        policy_forward=_Autocast(policy, processes),
+        reference=reference,
+        reward=RewardModel(classifier, reward_tokenizer, config.reward),
+        tokenizer=load_tokenizer(paths.reference, "policy.path"),
+        autocast=processes.autocast,
+    )
+
+
+def sampling_settings(config: Config, roles: Roles) -> SamplingSettings:
+    """How this run draws responses."""
+    lm: PreTrainedModel = roles.policy.lm
+    return SamplingSettings(
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        stop_ids=stop_token_ids(lm, roles.tokenizer, config.rollout.stop_tokens),
+        batch_size=config.rollout.generation_batch_size,
+    )
+
+
+class _Autocast(nn.Module):
+    """Runs a module under the run's autocast, as Accelerate's wrapper does in training."""
+
+    def __init__(self, module: nn.Module, processes: Processes) -> None:
+        super().__init__()
+        self.module = module
+        self.autocast: Callable[..., object] = processes.autocast
+
+    def forward(self, *arguments: object) -> object:
+        with self.autocast():  # type: ignore[attr-defined]
+            return self.module(*arguments)
+
+
+def _move(model: nn.Module, processes: Processes) -> None:
+    model.to(processes.device)
+
+
+def _make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
+    ppo = config.ppo
+    return torch.optim.AdamW(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
+        lr=ppo.learning_rate,
+        betas=(0.9, ppo.adam_beta2),
+        eps=ppo.adam_epsilon,
+        weight_decay=ppo.weight_decay,
+    )
+
+
+def _check_lengths(config: Config, lm: PreTrainedModel) -> None:
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    new = config.rollout.max_new_tokens
+    if positions is not None and new >= positions:
+        raise UserError(
+            f"rollout.max_new_tokens = {new} leaves no room for a prompt: the model has "
+            f"{positions} positions. Lower it."
+        )
+
+
+def _check_same_tokenizer(
+    policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, path: str
+) -> None:
+    if policy.get_vocab() != reward.get_vocab():
+        raise UserError(
+            f"value.model = reward: the reward model {path!r} has another vocabulary than the "
+            "policy, so it cannot read the policy's tokens. Use value.model shared or policy."
+        )

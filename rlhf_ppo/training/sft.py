@@ -1,0 +1,139 @@
+"""Stage 1: supervised fine-tuning on demonstrations, by TRL's SFTTrainer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from rlhf_ppo.config import Config, SupervisedConfig
+from rlhf_ppo.console import say
+from rlhf_ppo.data.preferences import Demonstration
+from rlhf_ppo.data.template import (
+    as_text,
+    check_template,
+    encode_conversation,
+    encode_prompt,
+)
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
+from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.scratch import build_model, train_tokenizer
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.trainer import (
+    save_stage,
+    training_arguments,
+    use_our_progress,
+)
+
+
+def train_supervised(
+    config: Config,
+    settings: SupervisedConfig,
+    demonstrations: Sequence[Demonstration],
+    folder: Path,
+    stamp: dict[str, Any],
+    processes: Processes,
+) -> None:
+    """Train the starting model on completions and save it to `folder`.
+
+    Raises:
+        UserError: nothing to start from, or no example is short enough.
+    """
+    model, tokenizer = _starting_point(config, demonstrations)
+    examples = _encode(demonstrations, tokenizer, settings.max_tokens, processes.is_main)
+    arguments = training_arguments(config, settings, processes.world)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments, completion_only_loss=True),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=None if config.lora is None else peft_config(config.lora, "CAUSAL_LM"),
+    )
+    progress = use_our_progress(trainer, "supervised", processes.is_main)
+    trainer.train()
+
+    def write(target: Path) -> None:
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        if config.lora is not None:
+            trained = trained.merge_and_unload()
+        trained.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        _write_history(target, progress.history)
+
+    save_stage(folder, processes, stamp, write)
+
+
+def _starting_point(
+    config: Config, demonstrations: Sequence[Demonstration]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if config.policy.path is not None:
+        tokenizer = load_tokenizer(config.policy.path, "policy.path")
+        return load_causal_lm(config.policy.path, config.policy.dtype, "policy.path"), tokenizer
+    shape = config.policy.scratch
+    if shape is None:
+        raise UserError(
+            "policy: nothing to start from. Set policy.path to a model folder or hub id, or "
+            "describe a small model in policy.scratch."
+        )
+    texts = [as_text(item.prompt) + "\n" + as_text(item.completion) for item in demonstrations]
+    try:
+        scratch_tokenizer = train_tokenizer(texts, shape.vocabulary_size)
+        model = build_model(
+            scratch_tokenizer,
+            hidden_size=shape.hidden_size,
+            layers=shape.layers,
+            heads=shape.heads,
+            intermediate_size=shape.intermediate_size,
+            max_positions=shape.max_positions,
+            initializer_range=shape.initializer_range,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"policy.scratch: {error}") from error
+    return model, scratch_tokenizer
+
+
+def _encode(
+    demonstrations: Sequence[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    shown: bool,
+) -> list[dict[str, list[int]]]:
+    """Token ids and completion mask of each demonstration that is short enough."""
+    check_template(tokenizer, [item.prompt for item in demonstrations], "data.demonstrations")
+    examples = []
+    for item in demonstrations:
+        prompt = encode_prompt(tokenizer, item.prompt)
+        whole = encode_conversation(tokenizer, item.prompt, item.completion)
+        start = _shared_prefix(prompt, whole)
+        if len(whole) <= max_tokens:
+            mask = [0] * start + [1] * (len(whole) - start)
+            examples.append({"input_ids": whole, "completion_mask": mask})
+    dropped = len(demonstrations) - len(examples)
+    if not examples:
+        raise UserError(
+            f"data.demonstrations: all {dropped} examples are longer than sft.max_tokens = "
+            f"{max_tokens}. Raise it."
+        )
+    if dropped and shown:
+        say(f"supervised: dropped {dropped} examples longer than {max_tokens} tokens")
+    return examples
+
+
+def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
+    lines = (json.dumps(entry) for entry in history)
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

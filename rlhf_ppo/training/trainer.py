@@ -1,0 +1,149 @@
+"""What the two TRL stages share: arguments, progress, the place where the result is put."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from rlhf_ppo.config import Config, SupervisedConfig
+from rlhf_ppo.console import Stepper
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.stamps import Stamp, write_stamp
+from rlhf_ppo.training.distributed import Processes
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def training_arguments(config: Config, stage: SupervisedConfig, world: int) -> dict[str, Any]:
+    """Arguments of `SFTConfig` and `RewardConfig` that follow from our settings.
+
+    Raises:
+        UserError: the batch cannot be split over the processes.
+    """
+    micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))
+    if stage.batch_size % (micro * world):
+        raise UserError(
+            f"batch_size = {stage.batch_size} examples cannot be split into micro-batches of "
+            f"{micro} on {world} process(es). Choose a multiple of {micro * world}."
+        )
+    on_cpu = not torch.cuda.is_available()
+    return {
+        # Nothing is written there: no checkpoints, no trackers.
+        "output_dir": str(Path(config.output_dir) / "trainer"),
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": config.seed % 2**32,
+        "data_seed": config.seed % 2**32,
+        "num_train_epochs": stage.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": stage.batch_size // (micro * world),
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": SCHEDULES[stage.schedule],
+        "warmup_steps": stage.warmup_steps,
+        "adam_beta2": stage.adam_beta2,
+        "adam_epsilon": stage.adam_epsilon,
+        "weight_decay": stage.weight_decay,
+        "train_sampling_strategy": "group_by_length",
+        "activation_checkpointing": config.policy.gradient_checkpointing,
+        "bf16": config.hardware.mixed_precision == "bf16",
+        "fp16": config.hardware.mixed_precision == "fp16",
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "max_length": None,  # too long examples are dropped before, and counted
+        "disable_tqdm": True,
+        "logging_steps": 10,
+    }
+
+
+class TrainerProgress(TrainerCallback):
+    """Our bar or lines in place of the Trainer's; keeps the loss history."""
+
+    def __init__(self, title: str, shown: bool) -> None:
+        """Show nothing where `shown` is False."""
+        self.title, self.shown = title, shown
+        self.history: list[dict[str, float]] = []
+        self.stepper: Stepper | None = None
+        self.note = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Open the bar."""
+        every = max(1, state.max_steps // 10)
+        self.stepper = Stepper(self.title, state.max_steps, shown=self.shown, line_every=every)
+        self.stepper.__enter__()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Advance the bar."""
+        if self.stepper is not None:
+            self.stepper.advance(self.note, to=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep the numbers."""
+        if logs and "loss" in logs:
+            self.history.append({"step": state.global_step, **logs})
+            parts = [f"loss {float(logs['loss']):.3f}"]
+            if "accuracy" in logs:
+                parts.append(f"accuracy {float(logs['accuracy']):.2f}")
+            self.note = "  ".join(parts)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Close the bar."""
+        if self.stepper is not None:
+            self.stepper.__exit__(None, None, None)
+
+
+def use_our_progress(trainer: Any, title: str, shown: bool) -> TrainerProgress:
+    """Replace a Trainer's own output by ours."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    progress = TrainerProgress(title, shown)
+    trainer.add_callback(progress)
+    return progress
+
+
+def save_stage(
+    folder: Path,
+    processes: Processes,
+    stamp: Stamp,
+    write: Callable[[Path], None],
+) -> None:
+    """Put a stage's result in place, complete or not at all.
+
+    Args:
+        folder: where it belongs.
+        processes: only the main one writes.
+        stamp: what the result was made from, see `stamps.py`.
+        write: fills a folder.
+    """
+
+    def put() -> None:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # ours, from a run that was interrupted
+        partial.mkdir(parents=True)
+        write(partial)
+        write_stamp(partial, stamp)
+        if folder.exists():  # a resumed run that goes on replaces its own earlier result
+            old = folder.with_name(folder.name + ".old")
+            folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+
+    processes.on_main(put)

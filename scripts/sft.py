@@ -1,0 +1,27 @@
+"""Supervised fine-tuning alone: data.demonstrations -> <output_dir>/sft.
+
+python scripts/sft.py --config configs/quickstart.yaml --output_dir runs/quickstart
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_ppo.command_line import load_config, run_script
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, then run this stage."""
+    config = load_config(
+        arguments,
+        QUICKSTART,
+        "Supervised fine-tuning alone: data.demonstrations -> <output_dir>/sft.",
+    )
+    from rlhf_ppo.pipeline import run_pipeline  # after parsing: --help needs no torch
+
+    run_pipeline(config, ("sft",))
+
+
+if __name__ == "__main__":
+    run_script(main)
