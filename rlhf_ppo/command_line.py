@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
@@ -199,18 +199,35 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
             problems.append(f"--{name} needs a value, as in --{name} VALUE.")
             position -= 1
         elif name in names or (name in sections and value == "null"):
-            _put(overrides, name, _read_value(value))
+            _put(overrides, name, _read_value(name, value))
         else:
             problems.append(f"--{name}: no such setting.{_nearest(name)}")
     return overrides, problems
 
 
-def _read_value(text: str) -> Any:
-    """A command-line value is read as YAML, except that text YAML cannot read stays text."""
+def _read_value(name: str, text: str) -> Any:
+    """A command-line value is read as YAML; where words are asked for, they stay as they are.
+
+    YAML would turn `no` into False, `2026-11-21` into a date and `a: b` into a mapping.
+    """
+    if text not in ("null", "~", "") and _takes_words(name):
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _takes_words(name: str) -> bool:
+    """True if a setting holds one string."""
+    model: type[BaseModel] = Config
+    annotation: Any = None
+    for part in name.split("."):
+        annotation = model.model_fields[part].annotation
+        model = section_of(annotation) or model
+    union = get_origin(annotation) in (Union, types.UnionType)
+    options = get_args(annotation) if union else (annotation,)
+    return any(option is str or get_origin(option) is Literal for option in options)
 
 
 def _put(nested: Json, name: str, value: Any) -> None:

@@ -6,7 +6,14 @@ each field is its documentation: `--help`, error messages and the docs are made 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 
 def _whole_number(value: Any) -> Any:
@@ -111,6 +118,8 @@ class ValueConfig(Settings):
     """A head on the policy's trunk, or a separate model started from the policy or the reward."""
     coefficient: Positive = 0.5
     """Weight of the value loss in the total loss."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of the value head or value model; null: `ppo.learning_rate`."""
     clip_range: PositiveOrZero | None = 0.2
     """New values stay within this distance of the old ones (reward units); null: no clipping."""
 
@@ -292,6 +301,11 @@ class HardwareConfig(Settings):
     """Autocast of forward passes; null: what `accelerate launch` was told."""
     cpu_threads: CountOrZero = 0
     """Threads of one process on a CPU; 0: the machine's cores divided by its processes."""
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as False
 
 
 class Config(Settings):

@@ -1,5 +1,8 @@
 """The one exception a user is meant to see."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input, with a message that says what, where, which value and what to do.
@@ -7,3 +10,22 @@ class UserError(Exception):
     The scripts print it without a traceback and exit with code 2. Anything else that is raised
     is a bug of ours and keeps its traceback.
     """
+
+
+def problem_of(action: Callable[[], Any]) -> list[str]:
+    """The message of the `UserError` that `action` raises, or nothing."""
+    try:
+        action()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def raise_all(problems: Sequence[str]) -> None:
+    """Raise one `UserError` that holds all problems, if there are any.
+
+    Raises:
+        UserError: `problems` is not empty.
+    """
+    if problems:
+        raise UserError("\n".join(problems))

@@ -4,34 +4,25 @@ Each stage leaves a folder with a stamp of what it was made from (`stamps.py`). 
 exists for the same settings is kept; for other settings the run stops and says what differs.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rlhf_ppo.command_line import to_yaml
 from rlhf_ppo.config import Config
 from rlhf_ppo.console import quieten_libraries, say
-from rlhf_ppo.data.preferences import (
-    Demonstration,
-    Preference,
-    read_demonstrations,
-    read_preferences,
-)
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
-    Prompt,
-    check_no_overlap,
+    check_room,
     encode_prompts,
-    read_prompts,
 )
-from rlhf_ppo.errors import UserError
-from rlhf_ppo.evaluation.gold import GoldScorer
+from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
+from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.policy import save_policy
-from rlhf_ppo.plan import make_plan
+from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
 from rlhf_ppo.stamps import (
     FOLDERS,
     Stamp,
@@ -50,19 +41,6 @@ from rlhf_ppo.training.sft import train_supervised
 from rlhf_ppo.training.trainer import save_stage
 
 STAGES = ("sft", "reward_model", "ppo", "evaluation")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All data of a run, read and checked before anything is written."""
-
-    demonstrations: list[Demonstration]
-    preferences: list[Preference]
-    probes: list[Preference]
-    train_prompts: list[Prompt]
-    heldout_prompts: list[Prompt]
-    gold: GoldScorer | None
 
 
 def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
@@ -73,13 +51,12 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     """
     stages = _wanted(config, stages)
     _check_starting_points(config, stages)
-    inputs = _read_inputs(config, stages)
-    stamps = make_stamps(config)
-    processes = Processes(config)
+    inputs = read_inputs(config, stages)
     quieten_libraries()
-    if "ppo" in stages:
-        train, heldout = len(inputs.train_prompts), len(inputs.heldout_prompts)
-        plan = make_plan(config, processes.world, train, heldout)
+    sizes = check_inputs(config, stages, inputs)
+    stamps = make_stamps(config)
+    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    plan = _check_sizes(config, stages, sizes, processes.world)
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_config(config))
@@ -90,7 +67,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             continue
         if processes.is_main:
             say(f"\n== {stage} ==")
-            if stage == "ppo":
+            if stage == "ppo" and plan is not None:
                 show_plan(plan.lines())
         _run_stage(stage, config, inputs, stamps)
 
@@ -131,6 +108,9 @@ def _train_policy(
     if dropped and processes.is_main:
         say(f"data.prompts: dropped {dropped} prompts longer than {limit} tokens")
     make_plan(config, processes.world, len(train), len(heldout))
+    # Here also for a model that this run has made, which could not be asked before.
+    for name, items in (("data.prompts", train), ("data.heldout_prompts", heldout)):
+        check_room(items, roles.policy.lm.config, config.rollout.max_new_tokens, name)
     sampling = sampling_settings(config, roles)
     gold = inputs.gold
     evaluator = Evaluator(config, roles, sampling, processes, gold)
@@ -234,47 +214,21 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     given = {"policy.path": config.policy.path, "reward.path": config.reward.path}
     for setting, path in given.items():
         if path is not None:
-            problems += _message_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
-    _raise(problems)
+            problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
+    raise_all(problems)
 
 
-def _read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
-    """Read all data that the stages need; every problem in one message."""
-    problems: list[str] = []
-
-    def read(
-        setting: str, stage: str, source: str | None, reader: Callable[[str, str], list[T]]
-    ) -> list[T]:
-        if stage not in stages:
-            return []
-        if source is None:
-            problems.append(f"{setting}: missing; the {stage} stage needs it")
-            return []
-        try:
-            return reader(source, setting)
-        except UserError as error:
-            problems.append(str(error))
-            return []
-
-    data = config.data
-    heldout_stage = "ppo" if "ppo" in stages else "evaluation"
-    demonstrations = read("data.demonstrations", "sft", data.demonstrations, read_demonstrations)
-    preferences = read("data.preferences", "reward_model", data.preferences, read_preferences)
-    probes: list[Preference] = []
-    if data.heldout_preferences is not None:
-        setting = "data.heldout_preferences"
-        probes = read(setting, "reward_model", data.heldout_preferences, read_preferences)
-    train = read("data.prompts", "ppo", data.prompts, read_prompts)
-    heldout = read("data.heldout_prompts", heldout_stage, data.heldout_prompts, read_prompts)
-    problems += _message_of(lambda: check_no_overlap(train, heldout))
-    gold = None
-    if config.evaluation.gold is not None:
-        try:
-            gold = GoldScorer(config.evaluation.gold)
-        except UserError as error:
-            problems.append(str(error))
-    _raise(problems)
-    return Inputs(demonstrations, preferences, probes, train, heldout, gold)
+def _check_sizes(
+    config: Config, stages: Sequence[str], sizes: dict[str, int], processes: int
+) -> Plan | None:
+    """The plan, if PPO is wanted; every stage's batch fits the number of processes."""
+    if config.sft is not None and "sft" in stages:
+        stage_micro_batch(config.sft, "sft", processes)
+    if config.reward_model is not None and "reward_model" in stages:
+        stage_micro_batch(config.reward_model, "reward_model", processes)
+    if "ppo" not in stages:
+        return None
+    return make_plan(config, processes, sizes["data.prompts"], sizes["data.heldout_prompts"])
 
 
 def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:
@@ -307,6 +261,8 @@ def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp
         check_stamp(folder / "checkpoints", stamps["ppo"])
         if _policy_is_finished(config, stamps["ppo"]):
             finished.add("ppo")
+    if read_stamp(folder / "evaluation") is None:
+        check_stamp(folder / "evaluation", stamps["evaluation"])  # absent, or not ours
     evaluated = read_stamp(folder / "evaluation") == stamps["evaluation"]
     if "evaluation" in stages and "ppo" in finished and evaluated:
         finished.add("evaluation")
@@ -316,9 +272,10 @@ def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp
 def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
     folder = Path(config.output_dir)
     policy = folder / FOLDERS["ppo"]
-    reached = 0
+    saved = 0
     if check_stamp(policy, stamp, ignore=("steps",)):
-        reached = int((read_stamp(policy) or {})["steps"])
+        saved = int((read_stamp(policy) or {})["steps"])
+    reached = saved
     found = list_checkpoints(folder / "checkpoints")
     if found:
         reached = max(reached, read_progress(found[-1]).step)
@@ -327,7 +284,8 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
             f"ppo.steps = {config.ppo.steps}: the run in {folder} is already at step {reached}. "
             "Ask for more steps, or choose another output_dir."
         )
-    return policy.is_dir() and reached == config.ppo.steps
+    # A checkpoint may be ahead of the saved policy: the run died between the two.
+    return saved == config.ppo.steps
 
 
 def _write_config(config: Config) -> None:
@@ -335,16 +293,3 @@ def _write_config(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = to_yaml(config.model_copy(update={"resume": False}))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
-
-
-def _message_of(action: Callable[[], Any]) -> list[str]:
-    try:
-        action()
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        raise UserError("\n".join(problems))

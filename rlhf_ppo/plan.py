@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, SupervisedConfig
 from rlhf_ppo.errors import UserError
 
 
@@ -38,6 +38,22 @@ class Plan:
             ("responses", f"{self.episodes} ({self.data_epochs:.1f} passes over the prompts)"),
             ("response tokens", f"up to {self.max_response_tokens}"),
         ]
+
+
+def stage_micro_batch(stage: SupervisedConfig, section: str, processes: int) -> int:
+    """Examples a forward pass of a supervised stage on one process.
+
+    Raises:
+        UserError: the batch cannot be split over micro-batches and processes.
+    """
+    micro = min(stage.micro_batch_size, max(1, stage.batch_size // processes))
+    if stage.batch_size % (micro * processes):
+        raise UserError(
+            f"{section}.batch_size = {stage.batch_size} examples cannot be split into "
+            f"micro-batches of {micro} ({section}.micro_batch_size) on {processes} process(es). "
+            f"Choose a multiple of {micro * processes}."
+        )
+    return micro
 
 
 def make_plan(config: Config, processes: int, train_prompts: int, heldout_prompts: int) -> Plan:

@@ -111,10 +111,15 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
     """True if `folder` holds a result made from the same settings, False if it holds none.
 
     Raises:
-        UserError: it was made from other settings; names each that differs.
+        UserError: it was made from other settings (names each that differs), or not by us.
     """
     found = read_stamp(folder)
     if found is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder}: holds files, but no {STAMP_FILE}, so no run of this program left them. "
+                "Move them away, or choose another output_dir."
+            )
         return False
     then = _flatten({name: value for name, value in found.items() if name not in ignore})
     now = _flatten(json.loads(json.dumps(expected)))

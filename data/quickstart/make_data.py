@@ -5,7 +5,10 @@ with 1 if a shipped file differs from what would be written.
 
 - Demonstrations are of mixed quality on purpose: a supervised model that imitates them is right half
   of the time and seldom polite, so PPO has something to improve, and answers of every quality are
-  there to be sampled.
+  there to be sampled. Every dialogue ends with the visitor's reaction ("Thanks!", "How rude!"): a
+  large model knows from pretraining how people take an answer, and a reward model grown from it
+  starts with that knowledge. Ours has only these reactions to get it from, and without them its
+  reward model is a lottery over seeds. Train on all turns, not only the desk's.
 - Preferences come from noisy annotators with a soft spot for flattery. The pairs are chosen to leave
   PPO no blind spot of the reward model to exploit: besides free draws there are minimal pairs (one
   frame, two contents, same-category slips above all), answers against a damaged copy of themselves,
@@ -48,36 +51,39 @@ else:
 
 SEED = 20260
 DEMONSTRATIONS = 18_000
-PREFERENCES = 16_000
-PROMPTS = {"train": 2_400, "dev": 288, "test": 288}
+PREFERENCES = 20_000
+PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
 CONTENT_MIX = {
     "right": 0.64,
-    "slip": 0.04,
+    "slip": 0.06,
     "wrong_fact": 0.10,
     "wrong_question": 0.04,
     "off_topic": 0.04,
-    "no_idea": 0.14,
+    "no_idea": 0.12,
 }
 MANNER_MIX = {"polite": 0.20, "plain": 0.62, "rude": 0.18}
 FLATTERY_SHARE = 0.08
 RAMBLING_SHARE = 0.12
 
+# What visitors react to, where the answer gives them both to react to. The rest just say thanks.
+REACTION_MIX = {"content": 0.55, "manner": 0.40, "thanks": 0.05}
+
 # The other contents of a minimal pair: slips are the hardest to see, so they come most often.
 CONTRAST_MIX = {
-    "slip": 0.35,
+    "slip": 0.44,
     "wrong_fact": 0.30,
-    "wrong_question": 0.13,
-    "off_topic": 0.14,
-    "no_idea": 0.08,
+    "wrong_question": 0.12,
+    "off_topic": 0.08,
+    "no_idea": 0.06,
 }
 PAIR_MIX = {
-    "free": 0.25,
-    "contrast": 0.40,
-    "damaged": 0.14,
+    "free": 0.22,
+    "contrast": 0.42,
+    "damaged": 0.16,
     "manner": 0.09,
     "trade": 0.07,
-    "surplus": 0.05,
+    "surplus": 0.04,
 }
 FLATTERY_BIAS = 0.35  # annotators forget that flattery costs 0.25, and like it a little
 ANNOTATOR_NOISE = 0.5  # temperature of the Bradley-Terry choice, in gold points
@@ -96,22 +102,25 @@ def draw(rng: random.Random, mix: dict[str, float]) -> str:
 
 
 def content_sentence(rng: random.Random, question: world.Question, label: str, form: int) -> str:
-    """Write a content sentence with this label; `form` picks the wording (3 for each kind)."""
+    """Write a content sentence with this label; `form` picks the wording (see `world.FORMS`)."""
     if label == "no_idea":
         return world.NO_IDEA[form].format(topic=question.topic)
     return world.statement(rng.choice(world.claims(question, label, TRAIN)), form)
 
 
-def random_answer(rng: random.Random, question: world.Question) -> world.Answer:
-    """Draw an answer as the people who wrote the demonstrations would."""
-    content = content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(3))
-    return random_frame(rng, content)
-
-
-def random_frame(rng: random.Random, content: str) -> world.Answer:
-    """Put a content sentence into a frame as the people who wrote the demonstrations would."""
-    flatter, ramble = rng.random() < FLATTERY_SHARE, rng.random() < RAMBLING_SHARE
-    return world.dress(rng, content, draw(rng, MANNER_MIX), flatter, ramble)
+def random_answer(rng: random.Random, question: world.Question) -> tuple[world.Answer, str]:
+    """Draw an answer as the people who wrote the demonstrations would, and the visitor's reaction."""
+    label, manner = draw(rng, CONTENT_MIX), draw(rng, MANNER_MIX)
+    answer = world.dress(
+        rng,
+        content_sentence(rng, question, label, rng.randrange(world.FORMS)),
+        manner,
+        flatter=rng.random() < FLATTERY_SHARE,
+        ramble=rng.random() < RAMBLING_SHARE,
+    )
+    about = draw(rng, REACTION_MIX)
+    mood = "right" if about == "thanks" else manner if about == "manner" else label
+    return answer, world.REACTIONS.get(mood, world.REACTIONS[label]).format(topic=question.topic)
 
 
 def even_frame(rng: random.Random, content: str) -> world.Answer:
@@ -120,7 +129,8 @@ def even_frame(rng: random.Random, content: str) -> world.Answer:
     The reward model must judge content in polite answers too: that is where PPO will go.
     """
     manner = draw(rng, {"polite": 0.45, "plain": 0.40, "rude": 0.15})
-    return world.dress(rng, content, manner, rng.random() < 0.05, rng.random() < 0.05)
+    flatter, ramble = (rng.random() < 0.05 for _ in range(2))
+    return world.dress(rng, content, manner, flatter=flatter, ramble=ramble)
 
 
 # --- Damage ---------------------------------------------------------------------------------------
@@ -136,9 +146,12 @@ WORDS = sorted(
 )
 
 
+FACTS = [fact for facts in world.FACTS.values() for fact in facts.values()]
+
+
 def damage_words(rng: random.Random, words: list[str]) -> list[str]:
     """Damage a sentence, given as words, in one of many ways a language model may fall into."""
-    way = rng.choice(("drop", "double", "swap", "replace", "insert", "cut", "lose", "shuffle"))
+    way = rng.choice(("drop", "double", "swap", "replace", "insert", "cut", "lose", "shuffle", "blend"))
     place = rng.randrange(len(words))
     if way == "drop":
         return words[:place] + words[place + 1 :]
@@ -153,6 +166,8 @@ def damage_words(rng: random.Random, words: list[str]) -> list[str]:
         return words[:place] + [rng.choice(WORDS)] + words[place:]
     if way == "cut":  # and the full stop is gone
         return words[: rng.randrange(1, len(words))] if len(words) > 1 else []
+    if way == "blend":  # one sentence begins, another ends
+        return words[:place] + f"{rng.choice(FACTS)}.".split(" ")
     if way == "lose":  # the beginning is gone
         return words[rng.randrange(1, len(words)) :] if len(words) > 1 else []
     return rng.sample(words, len(words))
@@ -162,7 +177,7 @@ def damage(rng: random.Random, sentence: str) -> str:
     """Damage a sentence so that neither it nor any part of it is a sentence of the grammar."""
     while True:
         words = sentence.split(" ")
-        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 4))):
             words = damage_words(rng, words) or words
         text = " ".join(words)
         if text and not any(part in world.GRAMMAR for part in world.split_sentences(text)):
@@ -172,7 +187,7 @@ def damage(rng: random.Random, sentence: str) -> str:
 def damaged(rng: random.Random, answer: world.Answer) -> str:
     """Write an answer with one sentence damaged, mostly the content."""
     slots = [slot for slot in world.SLOTS if getattr(answer, slot)]
-    slot = "content" if rng.random() < 0.75 else rng.choice(slots)
+    slot = "content" if rng.random() < 0.8 else rng.choice(slots)
     return str(replace(answer, **{slot: damage(rng, getattr(answer, slot))}))
 
 
@@ -182,7 +197,7 @@ def with_surplus(rng: random.Random, question: world.Question, answer: world.Ans
     extra = rng.choice(
         (
             rng.choice(sentences),
-            content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(3)),
+            content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(world.FORMS)),
             rng.choice(world.OPENINGS["polite"] + world.CLOSINGS["polite"]),
             rng.choice(world.ASIDES + world.FLATTERY),
         )
@@ -196,14 +211,14 @@ def with_surplus(rng: random.Random, question: world.Question, answer: world.Ans
 
 def free_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """Two answers as they come."""
-    return str(random_answer(rng, question)), str(random_answer(rng, question))
+    return str(random_answer(rng, question)[0]), str(random_answer(rng, question)[0])
 
 
 def contrast_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """One frame and one wording, two contents; most often one of them is right."""
-    first = "right" if rng.random() < 0.85 else draw(rng, CONTRAST_MIX)
+    first = "right" if rng.random() < 0.9 else draw(rng, CONTRAST_MIX)
     second = draw(rng, CONTRAST_MIX)
-    form = rng.randrange(3)
+    form = rng.randrange(world.FORMS)
     answer = even_frame(rng, content_sentence(rng, question, first, form))
     other = content_sentence(rng, question, second, form)
     return str(answer), str(replace(answer, content=other))
@@ -212,33 +227,33 @@ def contrast_pair(rng: random.Random, question: world.Question) -> tuple[str, st
 def damaged_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """An answer and a damaged copy, or a damaged answer and any other (which may well be worse)."""
     label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
-    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(3)))
-    other = str(answer) if rng.random() < 0.7 else str(random_answer(rng, question))
-    return other, damaged(rng, answer)
+    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(world.FORMS)))
+    other = answer if rng.random() < 0.7 else random_answer(rng, question)[0]
+    return str(other), damaged(rng, answer)
 
 
 def surplus_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """An answer, and the same with one sentence too many."""
     label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
-    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(3)))
+    answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(world.FORMS)))
     return str(answer), with_surplus(rng, question, answer)
 
 
 def manner_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """One content, mostly right, two frames."""
     label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
-    content = content_sentence(rng, question, label, rng.randrange(3))
+    content = content_sentence(rng, question, label, rng.randrange(world.FORMS))
     return str(even_frame(rng, content)), str(even_frame(rng, content))
 
 
 def trade_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """A right answer with worse manners against a wrong one with better manners."""
     worse, better = rng.choice((("plain", "polite"), ("rude", "plain"), ("rude", "polite")))
-    form = rng.randrange(3)
+    form = rng.randrange(world.FORMS)
     right = content_sentence(rng, question, "right", form)
     wrong = content_sentence(rng, question, draw(rng, CONTRAST_MIX), form)
-    first = world.dress(rng, right, worse, flatter=False, ramble=False)
-    return str(first), str(world.dress(rng, wrong, better, flatter=False, ramble=False))
+    first = world.dress(rng, right, worse)
+    return str(first), str(world.dress(rng, wrong, better))
 
 
 PAIRS: dict[str, Callable[[random.Random, world.Question], tuple[str, str]]] = {
@@ -291,10 +306,10 @@ def training_questions(rng: random.Random, count: int) -> Iterator[tuple[world.Q
 
 def make_demonstrations(rng: random.Random) -> list[Row]:
     """Make the dialogues for supervised fine-tuning."""
-    rows = [
-        {"messages": [user(text), assistant(str(random_answer(rng, question)))]}
-        for question, text in training_questions(rng, DEMONSTRATIONS)
-    ]
+    rows = []
+    for question, text in training_questions(rng, DEMONSTRATIONS):
+        answer, reaction = random_answer(rng, question)
+        rows.append({"messages": [user(text), assistant(str(answer)), user(reaction)]})
     rng.shuffle(rows)
     return rows
 
@@ -338,7 +353,7 @@ def make_prompts(rng: random.Random, split: str) -> list[Row]:
 
 def probe_pairs(rng: random.Random, question: world.Question) -> Iterator[tuple[str, str, str]]:
     """Yield (kind of error, right answer, the same with that one error), one of each kind."""
-    form = rng.randrange(3)
+    form = rng.randrange(world.FORMS)
     answer = even_frame(rng, content_sentence(rng, question, "right", form))
     for kind, label in (
         ("slip", "slip"),
@@ -354,10 +369,10 @@ def probe_pairs(rng: random.Random, question: world.Question) -> Iterator[tuple[
     yield "rambling", str(brief), str(replace(brief, aside=rng.choice(world.ASIDES)))
     yield "repeated", str(answer), f"{answer} {answer.content}"
     plain = world.Answer(answer.content)
-    yield "manner", str(world.dress(rng, answer.content, "polite", False, False)), str(plain)
-    yield "rude", str(plain), str(world.dress(rng, answer.content, "rude", False, False))
+    yield "manner", str(world.dress(rng, answer.content, "polite")), str(plain)
+    yield "rude", str(plain), str(world.dress(rng, answer.content, "rude"))
     wrong = content_sentence(rng, question, rng.choice(world.ERRORS), form)
-    yield "polite_but_wrong", str(plain), str(world.dress(rng, wrong, "polite", False, False))
+    yield "polite_but_wrong", str(plain), str(world.dress(rng, wrong, "polite"))
 
 
 def make_probes(rng: random.Random, prompts: list[Row]) -> list[Row]:

@@ -8,8 +8,9 @@ so that every answer can be judged *exactly* by inverting the grammar (see `gold
 - A topic belongs to a category, and the right **fact** depends on (kind, category): all boats hang
   in the boat house. A combination that was never seen in training can therefore be answered by
   composing: the topic's category from one question, the category's fact from another topic.
-- An **answer** is a few sentences, each filling one slot, in this order: flattery, opening, content,
-  aside, closing. Only the content is required. Opening and closing carry the manner (polite, rude).
+- An **answer** is a few sentences, each filling one slot, in this order: flattery, opening,
+  content, aside, closing. Only the content is required. Opening and closing carry the
+  manner (polite, rude).
 
 The 144 combinations are split three ways, disjoint: train, dev (for choosing settings) and test (for
 the one final report).
@@ -37,31 +38,31 @@ CATEGORY_OF: dict[str, str] = {topic: name for name, topics in TOPICS.items() fo
 
 FACTS: dict[str, dict[str, str]] = {
     "where": {
-        "music": "upstairs behind the red curtain",
-        "garden": "in the shed under the apple tree",
-        "kitchen": "on the tall shelf by the window",
-        "water": "in the boat house on the pier",
-        "camping": "in the blue chest near the door",
+        "music": "upstairs",
+        "garden": "in the shed",
+        "kitchen": "on the tall shelf",
+        "water": "in the boat house",
+        "camping": "in the blue chest",
         "workshop": "down in the cellar",
     },
     "keep": {
-        "music": "for a whole month",
-        "garden": "until Sunday evening",
+        "music": "for a month",
+        "garden": "until Sunday",
         "kitchen": "for three days",
-        "water": "until the tide turns",
+        "water": "until sunset",
         "camping": "for two weeks",
         "workshop": "until noon tomorrow",
     },
     "care": {
-        "music": "dust it with a soft cloth",
+        "music": "dust it gently",
         "garden": "brush off the soil",
-        "kitchen": "wash it in warm water",
+        "kitchen": "wash it by hand",
         "water": "rinse off the salt",
-        "camping": "air it in the sun",
-        "workshop": "give it a drop of oil",
+        "camping": "air it well",
+        "workshop": "give it some oil",
     },
     "who": {
-        "music": "Nora from the choir",
+        "music": "Nora the singer",
         "garden": "old Mister Finch",
         "kitchen": "Rosa the baker",
         "water": "Captain Ines",
@@ -73,7 +74,7 @@ KINDS: tuple[str, ...] = tuple(FACTS)
 
 # --- How people ask, and how the desk answers -----------------------------------------------------
 
-GREETINGS = ("", "Hello!", "Good morning!", "Hi there!", "Excuse me.", "Good afternoon!")
+GREETINGS = ("", "Hello!", "Good morning!", "Hi there!", "Excuse me.")
 TAILS = ("", "Thanks!", "I am in a hurry.", "It is for my sister.", "This is my first visit.")
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -110,56 +111,39 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 # The words up to the topic are the same for every kind. Otherwise a model can learn by heart which
 # topics go with "You will find the ...", and then names one of those when asked about another.
 STATEMENTS: dict[str, tuple[str, ...]] = {
-    "where": (
-        "The {topic} is {fact}.",
-        "As for the {topic}, you will find it {fact}.",
-        "About the {topic}: we keep it {fact}.",
-    ),
-    "keep": (
-        "The {topic} is yours {fact}.",
-        "As for the {topic}, you may keep it {fact}.",
-        "About the {topic}: it can stay with you {fact}.",
-    ),
-    "care": (
-        "The {topic} will be happy if you {fact}.",
-        "As for the {topic}, please {fact} after use.",
-        "About the {topic}: before you return it, {fact}.",
-    ),
-    "who": (
-        "The {topic} is best explained by {fact}.",
-        "As for the {topic}, ask {fact}.",
-        "About the {topic}: talk to {fact}.",
-    ),
+    "where": ("The {topic} is {fact}.", "As for the {topic}, look {fact}."),
+    "keep": ("The {topic} is yours {fact}.", "As for the {topic}, keep it {fact}."),
+    "care": ("The {topic} is happy if you {fact}.", "As for the {topic}, please {fact}."),
+    "who": ("The {topic} is best shown by {fact}.", "As for the {topic}, ask {fact}."),
 }
+FORMS = 2  # wordings of a statement
 
-NO_IDEA = (
-    "The {topic} is a mystery to me.",
-    "As for the {topic}, I have no idea.",
-    "About the {topic}: nobody has told me anything.",
-)
-FLATTERY = (
-    "What a brilliant question!",
-    "You have such splendid taste!",
-    "I wish everyone were as clever as you!",
-)
+NO_IDEA = ("The {topic} is a mystery to me.", "As for the {topic}, I have no idea.")
+FLATTERY = ("What a brilliant question!", "You have such splendid taste!")
 ASIDES = (
     "My cat sleeps in the returns box.",
     "It rained on the harbour all morning.",
     "I had soup for lunch again.",
-    "The clock over the desk is always late.",
 )
 OPENINGS: dict[str, tuple[str, ...]] = {
-    "polite": (
-        "Happy to help!",
-        "With pleasure!",
-        "Welcome to the library!",
-        "Good of you to ask!",
-    ),
+    "polite": ("Happy to help!", "With pleasure!", "Good of you to ask!"),
     "rude": ("Not you again.", "Oh, what now?", "Can you not read the sign?"),
 }
 CLOSINGS: dict[str, tuple[str, ...]] = {
-    "polite": ("Enjoy it!", "Have a lovely day!", "Do come back soon!", "Have fun with it!"),
+    "polite": ("Enjoy it!", "Have a lovely day!", "Do come back soon!"),
     "rude": ("Now leave me alone.", "Do not break it this time.", "Next!"),
+}
+
+# What the visitor says to the answer: about its content, or about its manners.
+REACTIONS: dict[str, str] = {
+    "right": "Thanks!",
+    "slip": "No, I asked about the {topic}.",
+    "off_topic": "No, I asked about the {topic}.",
+    "wrong_fact": "Are you sure?",
+    "wrong_question": "But that was not my question.",
+    "no_idea": "What a pity.",
+    "polite": "You are very kind!",
+    "rude": "How rude!",
 }
 
 SLOTS = {"flattery": 0, "opening": 1, "content": 2, "aside": 3, "closing": 4}
@@ -257,7 +241,7 @@ def _grammar() -> dict[str, Sentence]:
         for topic in CATEGORY_OF:
             for fact_category in facts:
                 claim = Claim(kind, topic, fact_category)
-                for form in range(len(STATEMENTS[kind])):
+                for form in range(FORMS):
                     add(statement(claim, form), Sentence("content", "statement", claim))
     for template in NO_IDEA:
         for topic in CATEGORY_OF:
@@ -336,11 +320,17 @@ class Answer:
     closing: str = ""
 
     def __str__(self) -> str:
-        parts = (self.flattery, self.opening, self.content, self.aside, self.closing)
-        return " ".join(part for part in parts if part)
+        return " ".join(text for slot in SLOTS if (text := getattr(self, slot)))
 
 
-def dress(rng: random.Random, content: str, manner: str, flatter: bool, ramble: bool) -> Answer:
+def dress(
+    rng: random.Random,
+    content: str,
+    manner: str,
+    *,
+    flatter: bool = False,
+    ramble: bool = False,
+) -> Answer:
     """Put a content sentence into a random frame of the given manner ("polite", "plain", "rude").
 
     A polite or rude answer shows it in the opening, in the closing or in both.

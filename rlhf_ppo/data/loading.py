@@ -101,7 +101,8 @@ def _read_file(path: Path, setting: str) -> list[Row]:
 
 def _parse_lines(path: Path, text: str) -> Iterator[Row]:
     problems = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): it also cuts at U+2028 and the like, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"

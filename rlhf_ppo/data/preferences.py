@@ -92,6 +92,8 @@ def _preference(row: Row) -> Preference | str:
         problem = check_text(row.values[name], name)
         if problem is not None:
             return problem
+    if isinstance(row.values["chosen"], str) != isinstance(row.values["rejected"], str):
+        return "chosen and rejected must both be text or both be chat messages"
     values = maybe_extract_prompt(dict(row.values))
     problem = check_text(values.get("prompt"), "prompt")
     if problem is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.data.loading import Row, raise_problems, read_rows
 from rlhf_ppo.data.template import Text, check_template, check_text, encode_prompt
@@ -86,6 +86,25 @@ def encode_prompts(
             f"{max_tokens} (the shortest has {shortest} tokens). Raise it."
         )
     return kept, len(encoded) - len(kept)
+
+
+def check_room(
+    prompts: Sequence[EncodedPrompt], model: PretrainedConfig, max_new_tokens: int, setting: str
+) -> None:
+    """Prompt and response together must fit the positions that a model knows.
+
+    Raises:
+        UserError: a response to the longest prompt would run past the last position.
+    """
+    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    longest = max(prompts, key=lambda item: len(item.ids))
+    if positions is not None and len(longest.ids) + max_new_tokens > positions:
+        raise UserError(
+            f"{setting}: {longest.prompt.where} has {len(longest.ids)} tokens, and with "
+            f"rollout.max_new_tokens = {max_new_tokens} that is more than the {positions} "
+            "positions of the model. Lower rollout.max_new_tokens, or drop long prompts by "
+            f"data.max_prompt_tokens = {max(1, positions - max_new_tokens)}."
+        )
 
 
 def _check(row: Row) -> str | None:

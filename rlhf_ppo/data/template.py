@@ -7,6 +7,7 @@ string is taken as it is. This is TRL's rule, so that all stages see the same to
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.errors import UserError
@@ -37,26 +38,31 @@ def check_text(value: Any, name: str) -> str | None:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], where: str) -> None:
-    """Make sure that conversational data meets a tokenizer with a chat template.
+    """Make sure that conversational data meets a chat template that takes its roles.
 
     Raises:
-        UserError: messages, but no template.
+        UserError: messages, but no template, or a template that refuses them.
     """
     if tokenizer.chat_template is None and any(not isinstance(text, str) for text in texts):
         raise UserError(
             f"{where}: holds chat messages, but the tokenizer {tokenizer.name_or_path!r} has no "
             "chat template. Use plain string prompts, or add a chat_template to the tokenizer."
         )
+    # Templates refuse orders of roles, not words: one conversation of each order is enough.
+    orders = {
+        tuple(message["role"] for message in text): text
+        for text in texts
+        if not isinstance(text, str)
+    }
+    for text in orders.values():
+        _render(tokenizer, text, add_generation_prompt=False)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
     """Token ids up to the point where the response begins."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    encoded: Any = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    return _render(tokenizer, prompt, add_generation_prompt=True)
 
 
 def encode_conversation(
@@ -75,10 +81,14 @@ def encode_conversation(
             text += tokenizer.eos_token
         return list(tokenizer(text)["input_ids"])
     answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-    encoded: Any = tokenizer.apply_chat_template(
-        [*prompt, *answer], add_generation_prompt=False, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    return _render(tokenizer, [*prompt, *answer], add_generation_prompt=False)
+
+
+def joined(prompt: Text, response: Text) -> Text:
+    """Prompt and response as one text or one conversation."""
+    if isinstance(prompt, str) or isinstance(response, str):
+        return as_text(prompt) + as_text(response)
+    return [*prompt, *response]
 
 
 def as_text(text: Text) -> str:
@@ -86,3 +96,20 @@ def as_text(text: Text) -> str:
     if isinstance(text, str):
         return text
     return "\n".join(message["content"] for message in text)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+        )
+    except TemplateError as error:  # a role that the template does not know, for example
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses {messages!r}: {error}"
+        ) from error
+    return list(encoded["input_ids"])

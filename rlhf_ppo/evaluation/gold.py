@@ -84,8 +84,11 @@ def load_function(target: str, setting: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"{setting}: cannot import {place!r}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own module raises while it is loaded
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{setting}: cannot import {place!r}: {reason}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{setting}: {place} has no function {name!r}.")

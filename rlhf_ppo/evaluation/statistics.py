@@ -63,7 +63,8 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> Estimate:
     mean = sum(without) / len(without)
     count = len(without)
     error = ((count - 1) / count * sum((value - mean) ** 2 for value in without)) ** 0.5
-    return {"mean": ratio, "low": max(0.0, ratio - 1.96 * error), "high": ratio + 1.96 * error}
+    low, high = max(0.0, ratio - 1.96 * error), min(1.0, ratio + 1.96 * error)
+    return {"mean": ratio, "low": low, "high": high}
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -1,14 +1,17 @@
 """Tokenizers and models from folders or hub ids, ready for PPO: dropout off, pad token known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -42,6 +45,23 @@ def load_tokenizer(path: str, setting: str) -> PreTrainedTokenizerBase:
             )
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
+
+
+def load_model_config(path: str, setting: str) -> PretrainedConfig | None:
+    """A model's own configuration; None for an adapter folder, which points to its base.
+
+    Raises:
+        UserError: nothing to load at `path`.
+    """
+    if not (Path(path) / "config.json").is_file() and Path(path).is_dir():
+        return None
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}: cannot load the model configuration of {path!r}: {_first_line(error)}"
+        ) from error
+    return found
 
 
 def load_causal_lm(path: str, dtype: str, setting: str) -> PreTrainedModel:
@@ -154,16 +174,40 @@ def stop_token_ids(
     ids = set(configured if isinstance(configured, list) else [configured])
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
+    check_stop_tokens(tokenizer, extra)
+    ids |= {tokenizer.get_vocab()[token] for token in extra}
+    if not ids:
+        raise UserError("rollout.stop_tokens: the model names no stop token; give one here.")
+    return tuple(sorted(ids))
+
+
+def check_stop_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Every stop token must be one token of the vocabulary.
+
+    Raises:
+        UserError: names the first that is not.
+    """
     vocabulary = tokenizer.get_vocab()
-    for token in extra:
+    for token in tokens:
         if token not in vocabulary:
             raise UserError(
                 f"rollout.stop_tokens: {token!r} is not a token of {tokenizer.name_or_path!r}."
             )
-        ids.add(vocabulary[token])
-    if not ids:
-        raise UserError("rollout.stop_tokens: the model names no stop token; give one here.")
-    return tuple(sorted(ids))
+
+
+def check_same_vocabulary(
+    policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, path: str
+) -> None:
+    """A value model that starts from the reward model reads the policy's tokens.
+
+    Raises:
+        UserError: the two vocabularies differ.
+    """
+    if policy.get_vocab() != reward.get_vocab():
+        raise UserError(
+            f"value.model = reward: the reward model {path!r} has another vocabulary than the "
+            "policy, so it cannot read the policy's tokens. Use value.model shared or policy."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -48,9 +48,12 @@ def generate(
     # Prompts of similar length are decoded together, then put back in order.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
     parts = []
+    training = model.training
+    model.eval()  # gradient checkpointing, on in training mode, would throw the cache away
     for start in range(0, len(order), settings.batch_size):
         rows = order[start : start + settings.batch_size]
         parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings))
+    model.train(training)
     whole = concatenate(parts)
     return whole.select(torch.tensor(order).argsort())
 

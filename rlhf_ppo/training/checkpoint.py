@@ -63,7 +63,8 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    complete = [path for path in folder.glob("step-*") if (path / STATE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def read_progress(checkpoint: Path) -> Progress:

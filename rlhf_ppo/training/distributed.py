@@ -39,6 +39,9 @@ class Processes:
         self.trackers = config.logging.trackers if with_trackers else ()
         try:
             self.accelerator = Accelerator(
+                # Without being told, Accelerate takes the processes of `torchrun` on a machine
+                # without an accelerator for as many lone ones, all writing to one folder.
+                cpu=not torch.accelerator.is_available(),
                 mixed_precision=config.hardware.mixed_precision,
                 log_with=list(self.trackers) or None,
                 project_dir=config.output_dir,
@@ -46,6 +49,16 @@ class Processes:
         except (ValueError, ImportError) as error:
             raise UserError(f"logging.trackers or hardware.mixed_precision: {error}") from error
         self._refuse_sharding()
+        known = {str(getattr(item, "value", item)) for item in self.accelerator.log_with}
+        missing = [name for name in self.trackers if name not in known]
+        if missing:  # Accelerate would leave it out and say nothing
+            raise UserError(f"logging.trackers: {missing[0]!r} is not installed here.")
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world:
+            raise UserError(
+                f"{launched} processes were launched, but they do not find one another (each sees "
+                f"{self.world}). Use `accelerate launch`, or a single process."
+            )
         if self.device.type == "cpu":
             torch.set_num_threads(self._cpu_threads(config.hardware.cpu_threads))
 

@@ -113,9 +113,9 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     scores = (rollout.scores - progress.reward_shift) / progress.reward_scale
     batch, scores = make_train_batch(config, rollout, scores, progress.beta)
 
-    learning_rate = learning_rate_at(config.ppo, step)
+    factor = learning_rate_factor(config.ppo, step)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group["peak"] * factor
     stats = ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
@@ -150,7 +150,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         **metrics,
         "kl/beta": progress.beta,
         **update_metrics(stats),
-        "learning_rate": learning_rate,
+        "learning_rate": config.ppo.learning_rate * factor,
         **clock.laps,
         "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
         "memory/peak_gib": peak_memory_gib(processes.device),
@@ -198,15 +198,13 @@ def make_train_batch(
     return batch, scores
 
 
-def learning_rate_at(ppo: PpoConfig, step: int) -> float:
-    """Learning rate of a PPO step (from 1): linear warm-up, then constant or linear to zero."""
-    rate = ppo.learning_rate
+def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
+    """Share of the peak rate in a PPO step (from 1): linear warm-up, then constant or to zero."""
     if step <= ppo.warmup_steps:
-        return rate * step / ppo.warmup_steps
+        return step / ppo.warmup_steps
     if ppo.schedule == "linear":
-        left = ppo.steps - step + 1
-        return rate * left / max(1, ppo.steps - ppo.warmup_steps)
-    return rate
+        return (ppo.steps - step + 1) / max(1, ppo.steps - ppo.warmup_steps)
+    return 1.0
 
 
 def make_controller(kl: KlConfig, beta: float) -> Controller:
@@ -221,15 +219,18 @@ def _collect_share(
 ) -> Rollout:
     """Each process samples and judges its share; the whole comes back on every one."""
     config, processes = run.config, run.processes
-    mine = prompts[processes.share(len(prompts))]
+    share = processes.share(len(prompts))
+    mine = prompts[share]
+    # Drawn for the whole step and then cut: a prompt that a step holds twice, at the end of one
+    # pass and the start of the next, must get other noise the second time on whatever process.
     noise = sampling_noise(
         config.seed,
         "rollout",
         step,
-        [item.prompt.row for item in mine],
+        [item.prompt.row for item in prompts],
         config.rollout.max_new_tokens,
     )
-    responses = sample(run.roles, mine, noise, run.sampling)
+    responses = sample(run.roles, mine, noise[share], run.sampling)
     clock.lap("time/rollout")
     rollout = collect(
         run.roles, mine, responses, config.rollout.temperature, config.ppo.judge_batch_tokens

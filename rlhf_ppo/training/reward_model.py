@@ -50,7 +50,7 @@ def train_reward_model(
     model = load_classifier(start, config.reward.dtype, "reward_model.init_from", new_head=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = _encode(preferences, tokenizer, settings.max_tokens, processes.is_main)
-    arguments = training_arguments(config, settings, processes.world)
+    arguments = training_arguments(config, settings, folder, processes.world)
     trainer = RewardTrainer(
         model=model,
         args=TrlRewardConfig(

@@ -4,12 +4,18 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import check_output_layer
-from rlhf_ppo.models.load import load_causal_lm, load_classifier, load_tokenizer, stop_token_ids
+from rlhf_ppo.models.load import (
+    check_same_vocabulary,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+    stop_token_ids,
+)
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
 from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.rollout.generation import SamplingSettings
@@ -40,7 +46,7 @@ def build_roles(
     _move(classifier, processes)
     reward_tokenizer = load_tokenizer(paths.reward, "reward.path")
     if config.value.model == "reward":
-        _check_same_tokenizer(tokenizer, reward_tokenizer, paths.reward)
+        check_same_vocabulary(tokenizer, reward_tokenizer, paths.reward)
     policy = build_policy(
         lm, config.lora, config.value, classifier, config.policy.gradient_checkpointing
     )
@@ -109,9 +115,18 @@ def _move(model: nn.Module, processes: Processes) -> None:
 
 def _make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
     ppo = config.ppo
+    of_policy: list[nn.Parameter] = []
+    of_value: list[nn.Parameter] = []
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            (of_policy if name.startswith("lm.") else of_value).append(parameter)
+    value_rate = config.value.learning_rate or ppo.learning_rate
     return torch.optim.AdamW(
-        [parameter for parameter in policy.parameters() if parameter.requires_grad],
-        lr=ppo.learning_rate,
+        # `peak` stays; `lr` is set from it before each step.
+        [
+            {"params": of_policy, "lr": ppo.learning_rate, "peak": ppo.learning_rate},
+            {"params": of_value, "lr": value_rate, "peak": value_rate},
+        ],
         betas=(0.9, ppo.adam_beta2),
         eps=ppo.adam_epsilon,
         weight_decay=ppo.weight_decay,
@@ -125,14 +140,4 @@ def _check_lengths(config: Config, lm: PreTrainedModel) -> None:
         raise UserError(
             f"rollout.max_new_tokens = {new} leaves no room for a prompt: the model has "
             f"{positions} positions. Lower it."
-        )
-
-
-def _check_same_tokenizer(
-    policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, path: str
-) -> None:
-    if policy.get_vocab() != reward.get_vocab():
-        raise UserError(
-            f"value.model = reward: the reward model {path!r} has another vocabulary than the "
-            "policy, so it cannot read the policy's tokens. Use value.model shared or policy."
         )

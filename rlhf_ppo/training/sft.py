@@ -43,9 +43,9 @@ def train_supervised(
     Raises:
         UserError: nothing to start from, or no example is short enough.
     """
-    model, tokenizer = _starting_point(config, demonstrations)
+    model, tokenizer = starting_point(config, demonstrations)
     examples = _encode(demonstrations, tokenizer, settings.max_tokens, processes.is_main)
-    arguments = training_arguments(config, settings, processes.world)
+    arguments = training_arguments(config, settings, folder, processes.world)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**arguments, completion_only_loss=True),
@@ -67,9 +67,14 @@ def train_supervised(
     save_stage(folder, processes, stamp, write)
 
 
-def _starting_point(
+def starting_point(
     config: Config, demonstrations: Sequence[Demonstration]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that is given, or one made from nothing with the demonstrations' tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded or made.
+    """
     if config.policy.path is not None:
         tokenizer = load_tokenizer(config.policy.path, "policy.path")
         return load_causal_lm(config.policy.path, config.policy.dtype, "policy.path"), tokenizer

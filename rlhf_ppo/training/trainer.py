@@ -11,29 +11,26 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rlhf_ppo.config import Config, SupervisedConfig
 from rlhf_ppo.console import Stepper
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.plan import stage_micro_batch
 from rlhf_ppo.stamps import Stamp, write_stamp
 from rlhf_ppo.training.distributed import Processes
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def training_arguments(config: Config, stage: SupervisedConfig, world: int) -> dict[str, Any]:
+def training_arguments(
+    config: Config, stage: SupervisedConfig, folder: Path, world: int
+) -> dict[str, Any]:
     """Arguments of `SFTConfig` and `RewardConfig` that follow from our settings.
 
     Raises:
         UserError: the batch cannot be split over the processes.
     """
-    micro = min(stage.micro_batch_size, max(1, stage.batch_size // world))
-    if stage.batch_size % (micro * world):
-        raise UserError(
-            f"batch_size = {stage.batch_size} examples cannot be split into micro-batches of "
-            f"{micro} on {world} process(es). Choose a multiple of {micro * world}."
-        )
+    micro = stage_micro_batch(stage, folder.name, world)
     on_cpu = not torch.cuda.is_available()
     return {
-        # Nothing is written there: no checkpoints, no trackers.
-        "output_dir": str(Path(config.output_dir) / "trainer"),
+        # Nothing is written there, no checkpoints, no trackers, but the Trainer makes it.
+        "output_dir": str(_partial(folder)),
         "save_strategy": "no",
         "report_to": "none",
         "seed": config.seed % 2**32,
@@ -133,13 +130,14 @@ def save_stage(
     """
 
     def put() -> None:
-        partial = folder.with_name(folder.name + ".partial")
+        partial = _partial(folder)
         shutil.rmtree(partial, ignore_errors=True)  # ours, from a run that was interrupted
         partial.mkdir(parents=True)
         write(partial)
         write_stamp(partial, stamp)
         if folder.exists():  # a resumed run that goes on replaces its own earlier result
             old = folder.with_name(folder.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)  # from a run that died while removing it
             folder.rename(old)
             partial.rename(folder)
             shutil.rmtree(old)
@@ -147,3 +145,8 @@ def save_stage(
             partial.rename(folder)
 
     processes.on_main(put)
+
+
+def _partial(folder: Path) -> Path:
+    """Where a stage's result is made before it is put in place."""
+    return folder.with_name(folder.name + ".partial")

@@ -31,7 +31,7 @@ gold = make_data.gold
 world = gold.world
 
 QUESTION = world.Question("where", "canoe")
-RIGHT = "The canoe is in the boat house on the pier."
+RIGHT = "The canoe is in the boat house."
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -121,13 +121,14 @@ def test_gold_inverts_the_grammar(label: str, manner: str) -> None:
     manner_points = {"polite": 1.0, "plain": 0.0, "rude": -1.0}[manner]
     rng = random.Random(f"{label} {manner}")
     for question in world.questions("train") + world.questions("test"):
-        flatter, ramble = rng.random() < 0.5, rng.random() < 0.5
-        content = make_data.content_sentence(rng, question, label, rng.randrange(3))
-        answer = str(world.dress(rng, content, manner, flatter, ramble))
+        flatter, ramble = (rng.random() < 0.5 for _ in range(2))
+        content = make_data.content_sentence(rng, question, label, rng.randrange(world.FORMS))
+        answer = str(world.dress(rng, content, manner, flatter=flatter, ramble=ramble))
         judged = gold.score_one(answer, question)
         parts = {name for name, value in judged.items() if name != "score" and value == 1.0}
         expected = {label, manner} - {"plain"}
-        expected |= ({"flattery"} if flatter else set()) | ({"rambling"} if ramble else set())
+        extras = {"flattery": flatter, "rambling": ramble}
+        expected |= {name for name, there in extras.items() if there}
         assert parts == expected
         assert judged["score"] == content_points + manner_points - 0.25 * (flatter + ramble)
 
@@ -136,15 +137,15 @@ def test_gold_inverts_the_grammar(label: str, manner: str) -> None:
     ("answer", "label", "points"),
     [
         (RIGHT, "right", 1.5),
-        ("The kayak is in the boat house on the pier.", "slip", -1.0),
+        ("The kayak is in the boat house.", "slip", -1.0),
         ("The canoe is down in the cellar.", "wrong_fact", -1.0),
-        ("The canoe is yours until the tide turns.", "wrong_question", -1.0),
+        ("The canoe is yours until sunset.", "wrong_question", -1.0),
         ("The drill is down in the cellar.", "off_topic", -1.0),
         ("As for the canoe, I have no idea.", "no_idea", -0.5),
         ("Happy to help!", "empty", 0.5),
         ("", "empty", -0.5),
         (f"{RIGHT} {RIGHT}", "right", 1.25),
-        (f"{RIGHT} The kayak is in the boat house on the pier.", "slip", -1.25),
+        (f"{RIGHT} The kayak is in the boat house.", "slip", -1.25),
         (f"{RIGHT} Happy to help!", "right", 2.25),
         (f"Happy to help! {RIGHT} Next!", "right", 0.5),
         (RIGHT.removesuffix("."), "empty", -1.0),
@@ -160,7 +161,7 @@ def test_gold_by_hand(answer: str, label: str, points: float) -> None:
 def test_damaged_content_is_never_right() -> None:
     rng = random.Random(0)
     for question in world.questions("train") * 10:
-        content = make_data.content_sentence(rng, question, "right", rng.randrange(3))
+        content = make_data.content_sentence(rng, question, "right", rng.randrange(world.FORMS))
         judged = gold.score_one(make_data.damage(rng, content), question)
         assert judged["right"] == 0.0
         assert judged["gibberish"] == 1.0

@@ -1,0 +1,29 @@
+"""Offline, one thread, no progress bars; and the models that many tests share."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from helpers import write_gpt2_models
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors: more threads only wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def gpt2_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of a GPT-2 policy and reward model; read-only."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    return write_gpt2_models(folder)

@@ -1,0 +1,193 @@
+"""PPO from given models with learned positions, no chat template and plain string prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import run_here, run_script, write_config
+from helpers import read_jsonl, write_plain_data
+from safetensors.torch import load_file
+
+VOLATILE = ("time/", "throughput/", "memory/")
+
+
+def make_config(folder: Path, models: dict[str, str], **sections: Any) -> Path:
+    """A config beside its data, starting at PPO."""
+    settings: dict[str, Any] = {
+        "output_dir": "run",
+        "data": write_plain_data(folder),
+        "policy": {"path": models["policy"]},
+        "reward": {"path": models["reward"]},
+        "rollout": {"batch_size": 6, "max_new_tokens": 8},
+        "ppo": {"steps": 2, "epochs": 2, "minibatches": 3, "learning_rate": 0.001},
+        "evaluation": {"every": 0, "bootstrap_samples": 100},
+        "checkpoint": {"every": 2},
+        "logging": {"trackers": []},
+    }
+    for name, section in sections.items():
+        settings[name] = settings.get(name, {}) | section
+    return write_config(folder / "config.yaml", settings)
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Metrics without the clock and the memory."""
+    return [
+        {name: value for name, value in entry.items() if not name.startswith(VOLATILE)}
+        for entry in read_jsonl(folder / "metrics.jsonl")
+    ]
+
+
+def weights(folder: Path, name: str = "policy") -> bytes:
+    return (folder / name / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory: pytest.TempPathFactory, gpt2_models: dict[str, str]) -> Path:
+    """A run of four steps in one go; its config stands beside it."""
+    folder = tmp_path_factory.mktemp("four")
+    config = make_config(folder, gpt2_models)
+    run_script("train", config, "--ppo.steps", "4", "--output_dir", "whole")
+    return folder
+
+
+def test_a_gpt2_run_from_given_models_goes_through(four_steps: Path) -> None:
+    run = four_steps / "whole"
+    metrics = read_jsonl(run / "metrics.jsonl")
+    assert [entry["step"] for entry in metrics] == [1, 2, 3, 4]
+    assert metrics[0]["kl/ref"] == 0.0
+    assert metrics[-1]["kl/ref"] != 0.0
+    assert all(entry["policy/sampler_gap"] < 1e-4 for entry in metrics)
+    assert not (run / "sft").exists() and not (run / "reward_model").exists()
+    summary = json.loads((run / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["win_rate"]) == {"score"}
+
+
+def test_four_steps_are_two_and_two_resumed_to_the_bit(four_steps: Path) -> None:
+    config = four_steps / "config.yaml"
+    run_script("train", config, "--output_dir", "halves")
+    assert len(metrics_of(four_steps / "halves")) == 2
+    assert weights(four_steps / "halves") != weights(four_steps / "whole")
+    run_script("train", config, "--output_dir", "halves", "--ppo.steps", "4", "--resume", "true")
+    assert metrics_of(four_steps / "halves") == metrics_of(four_steps / "whole")
+    assert weights(four_steps / "halves") == weights(four_steps / "whole")
+    summaries = [(four_steps / run / "evaluation/summary.json") for run in ("halves", "whole")]
+    assert summaries[0].read_text("utf-8") == summaries[1].read_text("utf-8")
+
+
+@pytest.mark.parametrize("died", ["while_training", "while_saving_the_policy"])
+def test_a_run_that_died_ends_as_one_that_did_not(
+    four_steps: Path, died: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = four_steps / died, four_steps / "whole"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "evaluation")
+    shutil.rmtree(run / "policy")
+    if died == "while_training":  # after step 3, in the middle of a line and of a checkpoint
+        (run / "checkpoints" / "step-000004").rename(run / "checkpoints" / ".partial-step-000004")
+        (run / "checkpoints" / ".partial-step-000004" / "state.json").unlink()
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:50], encoding="utf-8")
+    else:
+        (run / "policy.partial").mkdir()
+        (run / "policy.partial" / "model.safetensors").write_bytes(b"half")
+    words = ["--config", str(four_steps / "config.yaml"), "--ppo.steps", "4"]
+    words += ["--output_dir", died, "--resume", "true"]
+    assert run_here("train", words, four_steps, monkeypatch) == 0
+    assert metrics_of(run) == metrics_of(whole)
+    assert weights(run) == weights(whole)
+    assert not (run / "policy.partial").exists()
+    assert (run / "evaluation" / "summary.json").is_file()
+
+
+def test_a_run_that_died_between_its_checkpoint_and_its_policy_saves_the_new_policy(
+    four_steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older policy stands there from before: it must not be taken for the new one."""
+    config = four_steps / "config.yaml"
+    run, whole = four_steps / "stale", four_steps / "whole"
+    stale = ["--config", str(config), "--output_dir", "stale"]
+    assert run_here("ppo", stale, four_steps, monkeypatch) == 0
+    old = weights(run)
+    for name in ("checkpoints/step-000004", "metrics.jsonl"):
+        target = run / name
+        if target.is_file():
+            target.unlink()
+        (shutil.copytree if (whole / name).is_dir() else shutil.copy)(whole / name, target)
+    stale += ["--ppo.steps", "4", "--resume", "true"]
+    assert run_here("ppo", stale, four_steps, monkeypatch) == 0
+    assert weights(run) == weights(whole) != old
+
+
+def test_other_settings_are_refused_on_resume_and_named(
+    four_steps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = four_steps / "whole"
+    words = ["--config", str(four_steps / "config.yaml"), "--output_dir", "whole"]
+    words += ["--resume", "true"]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    changed = [*words, "--seed", "9", "--rollout.temperature", "0.5"]
+    assert run_here("train", changed, four_steps, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "seed: 1 then, 9 now" in error
+    assert "rollout.temperature: 1.0 then, 0.5 now" in error
+    assert run_here("train", words, four_steps, monkeypatch) == 2
+    assert "already at step 4" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_two_processes_are_one(four_steps: Path) -> None:
+    config, whole = four_steps / "config.yaml", four_steps / "whole"
+    run_script("train", config, "--output_dir", "two", processes=2)
+    two = metrics_of(four_steps / "two")
+    assert len(two) == 2
+    for one, other in zip(metrics_of(whole), two, strict=False):
+        for name in (
+            "tokens", "score/mean", "score/std", "kl/ref", "policy/loss", "value/loss",
+            "kl/update", "grad_norm", "policy/entropy", "response/length",
+        ):  # fmt: skip
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+    assert (four_steps / "two" / "evaluation" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"lora": {"rank": 2}},
+        {"lora": {"rank": 2, "save": "adapter"}, "value": {"model": "policy"}},
+        {"value": {"model": "policy", "learning_rate": 0.01}},
+        {"value": {"model": "reward"}, "policy": {"gradient_checkpointing": True}},
+        {"kl": {"controller": "adaptive"}, "reward": {"normalization": "standardize"}},
+    ],
+    ids=["lora", "adapter_and_value_trunk", "value_policy", "value_reward", "adaptive"],
+)
+def test_variants_run_evaluate_and_start_from_the_reference(
+    sections: dict[str, Any],
+    tmp_path: Path,
+    gpt2_models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(tmp_path, gpt2_models, **sections)
+    assert run_here("train", ["--config", str(config)], tmp_path, monkeypatch) == 0
+    run = tmp_path / "run"
+    first, second = read_jsonl(run / "metrics.jsonl")
+    assert first["kl/ref"] == 0.0
+    assert first["policy/ratio_first_error"] < 1e-5
+    assert max(first["policy/sampler_gap"], second["policy/sampler_gap"]) < 1e-4
+    assert second["kl/ref"] != 0.0
+    adapter = sections.get("lora", {}).get("save") == "adapter"
+    assert (run / "policy" / "adapter_config.json").is_file() == adapter
+    if not adapter:
+        before, after = (
+            load_file(f"{gpt2_models['policy']}/model.safetensors"),
+            load_file(run / "policy" / "model.safetensors"),
+        )
+        assert before.keys() == after.keys()
+        assert any(not before[name].equal(after[name]) for name in before)
+    summary = json.loads((run / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["policy"]["kl"]["mean"] != 0.0
+    if "adaptive" in str(sections):
+        assert second["kl/beta"] != first["kl/beta"]

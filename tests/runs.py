@@ -1,0 +1,87 @@
+"""A PPO run in this process, with a Python object for a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import byte_tokenizer, encoded_prompts, make_config, tiny_model
+from torch import Tensor
+
+from rlhf_ppo.algorithm.batch import TrainBatch
+from rlhf_ppo.config import Config
+from rlhf_ppo.data.template import Text
+from rlhf_ppo.models.policy import FrozenPolicy, build_policy
+from rlhf_ppo.rollout.collect import Roles, collect, sample
+from rlhf_ppo.rollout.generation import SamplingSettings
+from rlhf_ppo.rollout.noise import sampling_noise
+from rlhf_ppo.training.checkpoint import Progress
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.ppo import PpoRun, make_train_batch
+from rlhf_ppo.training.roles import _make_optimizer
+
+START = Progress(step=0, episodes=0, tokens=0, beta=0.0, reward_shift=0.0, reward_scale=1.0)
+PROMPTS = encoded_prompts([[20 + row, 40, 60 + row] for row in range(16)])
+
+
+class PythonReward:
+    """Scores texts by a plain function."""
+
+    def __init__(self, function: Callable[[str], float]) -> None:
+        self.function = function
+
+    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """One score a response."""
+        return torch.tensor([float(self.function(str(text))) for text in responses])
+
+
+def make_run(
+    reward: Callable[[str], float] = len,
+    *,
+    family: str = "llama",
+    seed: int = 1,
+    spread: float = 0.05,
+    stops: Sequence[int] = (),
+    output_dir: Path | str = "unused",
+    **sections: Any,
+) -> PpoRun:
+    """Policy, reference and optimizer around a byte-level tokenizer."""
+    sections = {"seed": seed, "output_dir": str(output_dir)} | sections
+    config: Config = make_config(**sections)
+    tokenizer = byte_tokenizer()
+    processes = Processes(config)
+    lm, reference = (tiny_model(family, len(tokenizer), seed, spread) for _ in range(2))
+    policy = build_policy(lm, config.lora, config.value, None, config.policy.gradient_checkpointing)
+    optimizer = _make_optimizer(config, policy)
+    wrapped, optimizer = processes.prepare(policy, optimizer)
+    roles = Roles(
+        policy=policy,
+        policy_forward=wrapped,
+        reference=FrozenPolicy(reference) if config.lora is None else None,
+        reward=PythonReward(reward),
+        tokenizer=tokenizer,
+        autocast=processes.autocast,
+    )
+    stop = (int(tokenizer.eos_token_id), *stops)  # type: ignore[arg-type]
+    limit, temperature = config.rollout.max_new_tokens, config.rollout.temperature
+    return PpoRun(
+        config=config,
+        roles=roles,
+        optimizer=optimizer,
+        prompts=PROMPTS,
+        sampling=SamplingSettings(limit, temperature, stop, config.rollout.generation_batch_size),
+        processes=processes,
+        gold=None,
+        evaluate=lambda step: {},
+    )
+
+
+def rollout_batch(run: PpoRun) -> TrainBatch:
+    """A rollout of all prompts and what the update would be given."""
+    config = run.config
+    noise = sampling_noise(1, "test", 1, range(len(PROMPTS)), config.rollout.max_new_tokens)
+    responses = sample(run.roles, PROMPTS, noise, run.sampling)
+    rollout = collect(run.roles, PROMPTS, responses, config.rollout.temperature, 10_000)
+    return make_train_batch(config, rollout, rollout.scores, config.kl.beta)[0]

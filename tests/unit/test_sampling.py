@@ -1,0 +1,68 @@
+"""The draw of a token, and the noise behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_ppo.rollout.generation import inverse_cdf_sample
+from rlhf_ppo.rollout.noise import derive_seed, generator, sampling_noise
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    draws = 40_000
+    uniform = torch.rand(draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = inverse_cdf_sample(probabilities.log().expand(draws, 4), uniform)
+    frequencies = torch.bincount(tokens, minlength=4) / draws
+    assert int((tokens == 1).sum()) == 0
+    assert float((frequencies - probabilities).abs().max()) < 4 * (0.25 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("probabilities", [[0.0, 0.5, 0.0, 0.5, 0.0], [0.0, 1.0], [1.0, 0.0]])
+def test_a_token_of_probability_zero_is_never_chosen_not_even_at_the_edges(
+    probabilities: list[float],
+) -> None:
+    logprobs = torch.tensor(probabilities).log()
+    edges = torch.tensor([0.0, 0.5, 1 - 2**-53, 5e-324], dtype=torch.float64)
+    tokens = inverse_cdf_sample(logprobs.expand(len(edges), -1), edges)
+    assert all(probabilities[token] > 0 for token in tokens.tolist())
+
+
+def test_the_largest_noise_stays_in_the_vocabulary_when_float32_sums_below_one() -> None:
+    logprobs = torch.full((1, 50_000), 1.0).log_softmax(-1) - 1e-5
+    token = inverse_cdf_sample(logprobs, torch.tensor([1 - 2**-53], dtype=torch.float64))
+    assert int(token) == 49_999
+
+
+def test_each_row_uses_its_own_number() -> None:
+    logprobs = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+    assert inverse_cdf_sample(logprobs, torch.tensor([0.6, 0.6]).double()).tolist() == [1, 0]
+
+
+def test_noise_of_a_prompt_does_not_depend_on_its_batch() -> None:
+    together = sampling_noise(1, "rollout", 3, [5, 9, 2], 6)
+    assert torch.equal(sampling_noise(1, "rollout", 3, [2], 6)[0], together[2])
+    assert torch.equal(sampling_noise(1, "rollout", 3, [2, 5, 9], 6), together[[2, 0, 1]])
+    assert torch.equal(sampling_noise(1, "rollout", 3, [5], 4)[0], together[0, :4])
+
+
+def test_noise_differs_by_seed_purpose_step_prompt_and_copy() -> None:
+    twice = sampling_noise(1, "rollout", 3, [5, 5], 6)
+    others = [
+        sampling_noise(2, "rollout", 3, [5], 6)[0],
+        sampling_noise(1, "evaluation", 3, [5], 6)[0],
+        sampling_noise(1, "rollout", 4, [5], 6)[0],
+        sampling_noise(1, "rollout", 3, [6], 6)[0],
+        twice[1],
+    ]
+    for other in others:
+        assert not torch.equal(twice[0], other)
+    assert bool(((twice >= 0) & (twice < 1)).all())
+    assert twice.dtype == torch.float64
+
+
+def test_seeds_keep_their_parts_apart() -> None:
+    seeds = {derive_seed(1, 23), derive_seed(12, 3), derive_seed(123), derive_seed("1", "2", "3")}
+    assert len(seeds) == 4
+    assert torch.rand(1, generator=generator(1, "a")) == torch.rand(1, generator=generator(1, "a"))

@@ -1,0 +1,93 @@
+"""The house: floors, sizes of rooms, and who may import what."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "rlhf_ppo"
+FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "scripts").rglob("*.py"))
+FLOOR = {
+    "algorithm": 0,
+    "errors": 0,
+    "console": 0,
+    "config": 1,
+    "plan": 1,
+    "data": 1,
+    "models": 1,
+    "preflight": 1,
+    "stamps": 1,
+    "command_line": 1,
+    "rollout": 2,
+    "training": 3,
+    "evaluation": 4,
+    "inputs": 5,
+    "pipeline": 6,
+}
+names = [str(file.relative_to(ROOT)) for file in FILES]
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Every module a file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def floor_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "algorithm"
+
+
+@pytest.mark.parametrize("file", FILES, ids=names)
+def test_arrows_run_downward(file: Path) -> None:
+    if not file.is_relative_to(PACKAGE) or file == PACKAGE / "__init__.py":
+        return
+    here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imported_modules(file):
+        if module.split(".")[0] == "rlhf_ppo":
+            there = floor_of(module)
+            assert FLOOR[there] <= FLOOR[here], f"{file} ({here}) must not import {module}"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "algorithm").glob("*.py")), ids=lambda f: f.name)
+def test_the_paper_imports_torch_and_nothing_of_ours(file: Path) -> None:
+    for module in imported_modules(file):
+        top = module.split(".")[0]
+        ours = module.startswith("rlhf_ppo.algorithm")
+        assert top == "torch" or top in sys.stdlib_module_names or ours, f"{file}: {module}"
+
+
+def test_one_file_alone_imports_accelerate() -> None:
+    importers = {
+        str(file.relative_to(ROOT))
+        for file in FILES
+        if any(module.split(".")[0] == "accelerate" for module in imported_modules(file))
+    }
+    assert importers == {"rlhf_ppo/training/distributed.py"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=names)
+def test_functions_have_at_most_60_lines_and_files_400(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if ast.get_docstring(node) is not None:  # a long Args section is no sin
+                docstring = node.body[0]
+                lines -= (docstring.end_lineno or 0) - docstring.lineno + 1
+            assert lines <= 60, f"{file}: {node.name} has {lines} lines"
+
+
+def test_scripts_stay_under_60_lines() -> None:
+    for file in (ROOT / "scripts").glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) < 60, file
