@@ -1,7 +1,7 @@
 """The gold score of the quickstart world: what a perfect judge would say of an answer.
 
-It inverts the grammar of `world.py`: an answer is cut into sentences, each is looked up, and what is
-not in the grammar is gibberish. Nothing is ever trained on this score; annotators see it through
+It inverts the grammar of `world.py`: an answer is cut into sentences, each is looked up, and what
+is not in the grammar is gibberish. Nothing is ever trained on this score; annotators see it through
 noise (see `make_data.py`), the reward model sees only the annotators, and the policy sees only the
 reward model. So it tells whether the whole chain worked, and whether PPO exploits the reward model.
 
@@ -67,7 +67,7 @@ def judge_manner(sentences: list[world.Sentence]) -> str:
 
 
 def count_rambling(sentences: list[world.Sentence]) -> int:
-    """Count asides, and sentences whose slot was filled or passed already (repeats, wrong order)."""
+    """Count asides and sentences whose slot was filled or passed (repeats, wrong order)."""
     count, furthest = 0, -1
     for sentence in sentences:
         slot = world.SLOTS[sentence.slot]
@@ -126,9 +126,10 @@ def score(
             f"The quickstart gold score needs the column(s) {missing} of the prompt files, got "
             f"{sorted(columns)}. Keep the extra columns when you load the prompts."
         )
-    questions = [world.Question(*pair) for pair in zip(columns["kind"], columns["topic"])]
     stopped = columns.get("stopped", [True] * len(responses))
-    sizes = {len(prompts), len(responses), len(questions), len(stopped)}
+    sizes = {len(x) for x in (prompts, responses, columns["kind"], columns["topic"], stopped)}
     if len(sizes) != 1:
         raise ValueError(f"Prompts, responses and columns differ in length: {sorted(sizes)}.")
-    return [score_one(*item) for item in zip(responses, questions, stopped)]
+    pairs = zip(columns["kind"], columns["topic"], strict=True)
+    questions = [world.Question(kind, topic) for kind, topic in pairs]
+    return [score_one(*item) for item in zip(responses, questions, stopped, strict=True)]

@@ -3,16 +3,15 @@
 The files are a pure function of this folder's code and `SEED`. `--check` writes nothing and exits
 with 1 if a shipped file differs from what would be written.
 
-- Demonstrations are of mixed quality on purpose: a supervised model that imitates them is right half
-  of the time and seldom polite, so PPO has something to improve, and answers of every quality are
-  there to be sampled. Every dialogue ends with the visitor's reaction ("Thanks!", "How rude!"): a
-  large model knows from pretraining how people take an answer, and a reward model grown from it
-  starts with that knowledge. Ours has only these reactions to get it from, and without them its
-  reward model is a lottery over seeds. Train on all turns, not only the desk's.
-- Preferences come from noisy annotators with a soft spot for flattery. The pairs are chosen to leave
-  PPO no blind spot of the reward model to exploit: besides free draws there are minimal pairs (one
-  frame, two contents, same-category slips above all), answers against a damaged copy of themselves,
-  answers against the same with one sentence too many, and right content against nice manners.
+- Demonstrations are of mixed quality on purpose: a supervised model that imitates them is right two
+  times in three and seldom polite, so PPO has something to improve, and answers of every quality
+  are there to be sampled.
+- Preferences come from noisy annotators with a soft spot for flattery. The pairs are chosen to
+  leave PPO no blind spot of the reward model to exploit: besides free draws there are minimal pairs
+  (one frame, two contents; same-category slips above all, because they are the hardest to see),
+  answers against a damaged copy of themselves, answers against the same with one sentence too many,
+  and right content against nice manners. Each pair is seen once: with fewer pairs and more epochs
+  the reward model learns the annotators' noise by heart.
 - The dev and held-out preferences are noise-free probes: one error each, named in `kind`.
 
 No dev or test combination is asked about or spoken of in any training file.
@@ -50,8 +49,8 @@ else:
     world = gold.world
 
 SEED = 20260
-DEMONSTRATIONS = 18_000
-PREFERENCES = 20_000
+DEMONSTRATIONS = 36_000
+PREFERENCES = 40_000
 PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
 CONTENT_MIX = {
@@ -66,20 +65,17 @@ MANNER_MIX = {"polite": 0.20, "plain": 0.62, "rude": 0.18}
 FLATTERY_SHARE = 0.08
 RAMBLING_SHARE = 0.12
 
-# What visitors react to, where the answer gives them both to react to. The rest just say thanks.
-REACTION_MIX = {"content": 0.55, "manner": 0.40, "thanks": 0.05}
-
 # The other contents of a minimal pair: slips are the hardest to see, so they come most often.
 CONTRAST_MIX = {
-    "slip": 0.44,
-    "wrong_fact": 0.30,
-    "wrong_question": 0.12,
-    "off_topic": 0.08,
-    "no_idea": 0.06,
+    "slip": 0.62,
+    "wrong_fact": 0.20,
+    "wrong_question": 0.08,
+    "off_topic": 0.06,
+    "no_idea": 0.04,
 }
 PAIR_MIX = {
-    "free": 0.22,
-    "contrast": 0.42,
+    "free": 0.12,
+    "contrast": 0.52,
     "damaged": 0.16,
     "manner": 0.09,
     "trade": 0.07,
@@ -108,19 +104,15 @@ def content_sentence(rng: random.Random, question: world.Question, label: str, f
     return world.statement(rng.choice(world.claims(question, label, TRAIN)), form)
 
 
-def random_answer(rng: random.Random, question: world.Question) -> tuple[world.Answer, str]:
-    """Draw an answer as the people who wrote the demonstrations would, and the visitor's reaction."""
-    label, manner = draw(rng, CONTENT_MIX), draw(rng, MANNER_MIX)
-    answer = world.dress(
+def random_answer(rng: random.Random, question: world.Question) -> world.Answer:
+    """Draw an answer as the people who wrote the demonstrations would."""
+    return world.dress(
         rng,
-        content_sentence(rng, question, label, rng.randrange(world.FORMS)),
-        manner,
+        content_sentence(rng, question, draw(rng, CONTENT_MIX), rng.randrange(world.FORMS)),
+        draw(rng, MANNER_MIX),
         flatter=rng.random() < FLATTERY_SHARE,
         ramble=rng.random() < RAMBLING_SHARE,
     )
-    about = draw(rng, REACTION_MIX)
-    mood = "right" if about == "thanks" else manner if about == "manner" else label
-    return answer, world.REACTIONS.get(mood, world.REACTIONS[label]).format(topic=question.topic)
 
 
 def even_frame(rng: random.Random, content: str) -> world.Answer:
@@ -151,7 +143,9 @@ FACTS = [fact for facts in world.FACTS.values() for fact in facts.values()]
 
 def damage_words(rng: random.Random, words: list[str]) -> list[str]:
     """Damage a sentence, given as words, in one of many ways a language model may fall into."""
-    way = rng.choice(("drop", "double", "swap", "replace", "insert", "cut", "lose", "shuffle", "blend"))
+    way = rng.choice(
+        ("drop", "double", "swap", "replace", "insert", "cut", "lose", "shuffle", "blend")
+    )
     place = rng.randrange(len(words))
     if way == "drop":
         return words[:place] + words[place + 1 :]
@@ -161,9 +155,9 @@ def damage_words(rng: random.Random, words: list[str]) -> list[str]:
         place = rng.randrange(max(1, len(words) - 1))
         return words[:place] + words[place : place + 2][::-1] + words[place + 2 :]
     if way == "replace":
-        return words[:place] + [rng.choice(WORDS)] + words[place + 1 :]
+        return [*words[:place], rng.choice(WORDS), *words[place + 1 :]]
     if way == "insert":
-        return words[:place] + [rng.choice(WORDS)] + words[place:]
+        return [*words[:place], rng.choice(WORDS), *words[place:]]
     if way == "cut":  # and the full stop is gone
         return words[: rng.randrange(1, len(words))] if len(words) > 1 else []
     if way == "blend":  # one sentence begins, another ends
@@ -211,7 +205,7 @@ def with_surplus(rng: random.Random, question: world.Question, answer: world.Ans
 
 def free_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
     """Two answers as they come."""
-    return str(random_answer(rng, question)[0]), str(random_answer(rng, question)[0])
+    return str(random_answer(rng, question)), str(random_answer(rng, question))
 
 
 def contrast_pair(rng: random.Random, question: world.Question) -> tuple[str, str]:
@@ -228,7 +222,7 @@ def damaged_pair(rng: random.Random, question: world.Question) -> tuple[str, str
     """An answer and a damaged copy, or a damaged answer and any other (which may well be worse)."""
     label = "right" if rng.random() < 0.6 else draw(rng, CONTENT_MIX)
     answer = even_frame(rng, content_sentence(rng, question, label, rng.randrange(world.FORMS)))
-    other = answer if rng.random() < 0.7 else random_answer(rng, question)[0]
+    other = answer if rng.random() < 0.7 else random_answer(rng, question)
     return str(other), damaged(rng, answer)
 
 
@@ -308,8 +302,8 @@ def make_demonstrations(rng: random.Random) -> list[Row]:
     """Make the dialogues for supervised fine-tuning."""
     rows = []
     for question, text in training_questions(rng, DEMONSTRATIONS):
-        answer, reaction = random_answer(rng, question)
-        rows.append({"messages": [user(text), assistant(str(answer)), user(reaction)]})
+        answer = random_answer(rng, question)
+        rows.append({"messages": [user(text), assistant(str(answer))]})
     rng.shuffle(rows)
     return rows
 

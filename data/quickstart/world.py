@@ -12,8 +12,8 @@ so that every answer can be judged *exactly* by inverting the grammar (see `gold
   content, aside, closing. Only the content is required. Opening and closing carry the
   manner (polite, rude).
 
-The 144 combinations are split three ways, disjoint: train, dev (for choosing settings) and test (for
-the one final report).
+The 216 combinations are split three ways, disjoint: train (168), dev (24, for choosing settings)
+and test (24, for the one final report).
 """
 
 from __future__ import annotations
@@ -26,12 +26,62 @@ from functools import cache
 # --- Things, and what is true of them -------------------------------------------------------------
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "music": ("violin", "banjo", "flute", "drum", "trumpet", "cello"),
-    "garden": ("spade", "rake", "wheelbarrow", "sprinkler", "mower", "trowel"),
-    "kitchen": ("blender", "toaster", "juicer", "wok", "mixer", "teapot"),
-    "water": ("canoe", "kayak", "raft", "dinghy", "surfboard", "rowboat"),
-    "camping": ("tent", "lantern", "hammock", "backpack", "compass", "stove"),
-    "workshop": ("drill", "saw", "hammer", "ladder", "sander", "wrench"),
+    "music": ("violin", "banjo", "flute", "drum", "trumpet", "cello", "guitar", "harp", "whistle"),
+    "garden": (
+        "spade",
+        "rake",
+        "wheelbarrow",
+        "sprinkler",
+        "mower",
+        "trowel",
+        "hose",
+        "hoe",
+        "barrel",
+    ),
+    "kitchen": (
+        "blender",
+        "toaster",
+        "juicer",
+        "wok",
+        "mixer",
+        "teapot",
+        "grater",
+        "kettle",
+        "oven",
+    ),
+    "water": (
+        "canoe",
+        "kayak",
+        "raft",
+        "dinghy",
+        "surfboard",
+        "rowboat",
+        "paddle",
+        "snorkel",
+        "buoy",
+    ),
+    "camping": (
+        "tent",
+        "lantern",
+        "hammock",
+        "backpack",
+        "compass",
+        "stove",
+        "mat",
+        "torch",
+        "tarp",
+    ),
+    "workshop": (
+        "drill",
+        "saw",
+        "hammer",
+        "ladder",
+        "sander",
+        "wrench",
+        "chisel",
+        "clamp",
+        "plane",
+    ),
 }
 CATEGORIES: tuple[str, ...] = tuple(TOPICS)
 CATEGORY_OF: dict[str, str] = {topic: name for name, topics in TOPICS.items() for topic in topics}
@@ -134,18 +184,6 @@ CLOSINGS: dict[str, tuple[str, ...]] = {
     "rude": ("Now leave me alone.", "Do not break it this time.", "Next!"),
 }
 
-# What the visitor says to the answer: about its content, or about its manners.
-REACTIONS: dict[str, str] = {
-    "right": "Thanks!",
-    "slip": "No, I asked about the {topic}.",
-    "off_topic": "No, I asked about the {topic}.",
-    "wrong_fact": "Are you sure?",
-    "wrong_question": "But that was not my question.",
-    "no_idea": "What a pity.",
-    "polite": "You are very kind!",
-    "rude": "How rude!",
-}
-
 SLOTS = {"flattery": 0, "opening": 1, "content": 2, "aside": 3, "closing": 4}
 
 # --- Questions and their three-way split ----------------------------------------------------------
@@ -169,7 +207,8 @@ def split_of(question: Question) -> str:
 
     For each (kind, category) one topic is dev and one is test. The topic moves on by one with the
     kind and with the category, so no topic loses more than two of its four kinds, and each topic's
-    category can be learnt from the rest.
+    category can be learnt from the rest. With nine topics a category, seven teach each fact: with
+    six, a model learns the combinations by heart instead of composing them.
     """
     kind = KINDS.index(question.kind)
     category = CATEGORIES.index(question.category)
@@ -186,7 +225,7 @@ def questions(split: str) -> list[Question]:
 
 @cache
 def prompt_texts(question: Question) -> list[str]:
-    """Return every way to ask a question: greeting, phrasing, tail; each of the two may be empty."""
+    """Return every way to ask: greeting, phrasing, tail; the first and the last may be empty."""
     return [
         " ".join(part for part in (greeting, phrasing.format(topic=question.topic), tail) if part)
         for greeting in GREETINGS
@@ -288,10 +327,11 @@ def judge(claim: Claim, question: Question) -> str:
 def claims(question: Question, label: str, allowed: set[Question]) -> list[Claim]:
     """Return the typical claims with this label: each has one error, and sounds like a real answer.
 
-    A slip states another topic's true fact (the fact is the same, the thing is not), a wrong fact is
-    another category's, a wrong question is the right answer to another question about this topic,
-    and off topic is the true fact about something of another category. Only the question itself and
-    `allowed` questions are spoken of, so that training data never mentions a held-out combination.
+    A slip states another topic's true fact (the fact is the same, the thing is not), a wrong fact
+    is another category's, a wrong question is the right answer to another question about this
+    topic, and off topic is the true fact about something of another category. Only the question
+    itself and `allowed` questions are spoken of, so that training data never mentions a held-out
+    combination.
     """
     kind, topic, category = question.kind, question.topic, question.category
     if label == "right":

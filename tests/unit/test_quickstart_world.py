@@ -66,11 +66,11 @@ def test_shipped_files_are_what_make_data_generates() -> None:
 def test_splits_partition_the_combinations() -> None:
     splits = {split: set(world.questions(split)) for split in ("train", "dev", "test")}
     assert {split: len(questions) for split, questions in splits.items()} == {
-        "train": 96,
+        "train": 168,
         "dev": 24,
         "test": 24,
     }
-    assert len(set().union(*splits.values())) == 144
+    assert len(set().union(*splits.values())) == 216
     for topic in world.CATEGORY_OF:
         assert sum(question.topic == topic for question in splits["train"]) >= 2
     for held_out in (splits["dev"], splits["test"]):  # each (kind, category) exactly once
