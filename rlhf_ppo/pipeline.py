@@ -284,6 +284,11 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
             f"ppo.steps = {config.ppo.steps}: the run in {folder} is already at step {reached}. "
             "Ask for more steps, or choose another output_dir."
         )
+    if reached and not found and reached < config.ppo.steps:
+        raise UserError(
+            f"ppo.steps = {config.ppo.steps}: the run in {folder} reached step {reached} but left "
+            "no checkpoint to go on from (checkpoint.every was 0). Choose another output_dir."
+        )
     # A checkpoint may be ahead of the saved policy: the run died between the two.
     return saved == config.ppo.steps
 

@@ -50,7 +50,7 @@ else:
 
 SEED = 20260
 DEMONSTRATIONS = 36_000
-PREFERENCES = 40_000
+PREFERENCES = 56_000
 PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
 CONTENT_MIX = {
@@ -65,18 +65,19 @@ MANNER_MIX = {"polite": 0.20, "plain": 0.62, "rude": 0.18}
 FLATTERY_SHARE = 0.08
 RAMBLING_SHARE = 0.12
 
-# The other contents of a minimal pair: slips are the hardest to see, so they come most often.
+# The other contents of a minimal pair. Slips are the hardest to see, so they come most often; with
+# many more of them the reward model neglects wrong facts about combinations it has not met.
 CONTRAST_MIX = {
-    "slip": 0.62,
-    "wrong_fact": 0.20,
-    "wrong_question": 0.08,
-    "off_topic": 0.06,
+    "slip": 0.46,
+    "wrong_fact": 0.34,
+    "wrong_question": 0.09,
+    "off_topic": 0.07,
     "no_idea": 0.04,
 }
 PAIR_MIX = {
-    "free": 0.12,
-    "contrast": 0.52,
-    "damaged": 0.16,
+    "free": 0.06,
+    "contrast": 0.56,
+    "damaged": 0.18,
     "manner": 0.09,
     "trade": 0.07,
     "surplus": 0.04,

@@ -77,7 +77,6 @@ def ppo_loss(
     clip_range: float,
     value_clip_range: float | None,
     value_coefficient: float,
-    train_policy: bool = True,
 ) -> LossTerms:
     """Clipped surrogate plus weighted value loss (Schulman et al. 2017, equation 9), all (B, R).
 
@@ -88,20 +87,16 @@ def ppo_loss(
         clip_range: of the ratio.
         value_clip_range: of the values, reward units; None: no clipping.
         value_coefficient: weight of the value loss.
-        train_policy: False while only the value function warms up.
     """
     policy = clipped_policy_loss(new_logprobs, logprobs, advantages, clip_range)
     value = value_loss(new_values, values, returns, value_clip_range)
-    loss = value_coefficient * value
-    if train_policy:
-        loss = loss + policy
     with torch.no_grad():
         ratio = probability_ratio(new_logprobs, logprobs)
         outside = (ratio - 1).abs() > clip_range
         towards = (ratio > 1) == (advantages > 0)
         value_clipped = value > 0.5 * (new_values - returns) ** 2
     return LossTerms(
-        loss=loss,
+        loss=policy + value_coefficient * value,
         policy=policy,
         value=value,
         ratio=ratio,

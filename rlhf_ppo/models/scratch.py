@@ -20,8 +20,8 @@ END_TOKEN = "<|end|>"  # ends every turn; generation stops on it
 ROLE_TOKENS = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
 
 # One turn is `<|role|>text<|end|>`. Nothing follows the last end token, so that a reward model
-# reads its score there. The {% generation %} marks tell TRL which tokens the assistant wrote; the end
-# token is one of them, because the model must learn to stop.
+# reads its score there. The {% generation %} marks tell TRL which tokens the assistant wrote; the
+# end token is one of them, because the model must learn to stop.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"

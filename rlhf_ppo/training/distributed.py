@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import TensorBoardTracker
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
@@ -46,10 +47,17 @@ class Processes:
                 log_with=list(self.trackers) or None,
                 project_dir=config.output_dir,
             )
+            # TensorBoard names a folder after its run, the others a project: give it its own.
+            self.accelerator.log_with = [
+                TensorBoardTracker("tensorboard", config.output_dir)
+                if item == "tensorboard"
+                else item
+                for item in self.accelerator.log_with
+            ]
         except (ValueError, ImportError) as error:
             raise UserError(f"logging.trackers or hardware.mixed_precision: {error}") from error
         self._refuse_sharding()
-        known = {str(getattr(item, "value", item)) for item in self.accelerator.log_with}
+        known = {str(getattr(item, "value", item.name)) for item in self.accelerator.log_with}
         missing = [name for name in self.trackers if name not in known]
         if missing:  # Accelerate would leave it out and say nothing
             raise UserError(f"logging.trackers: {missing[0]!r} is not installed here.")
@@ -148,10 +156,7 @@ class Processes:
     def start_trackers(self, config: Config, settings: dict[str, Any]) -> None:
         """Open TensorBoard and the like; TensorBoard writes to `<output_dir>/tensorboard`."""
         if self.trackers:
-            self.accelerator.init_trackers(
-                "tensorboard" if self.trackers == ("tensorboard",) else config.logging.project,
-                config=settings,
-            )
+            self.accelerator.init_trackers(config.logging.project, config=settings)
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Send numbers to the trackers."""
