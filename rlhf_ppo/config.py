@@ -116,8 +116,8 @@ class ValueConfig(Settings):
 
     model: Literal["shared", "policy", "reward"] = "shared"
     """A head on the policy's trunk, or a separate model started from the policy or the reward."""
-    coefficient: Positive = 0.5
-    """Weight of the value loss in the total loss."""
+    coefficient: Positive = 0.1
+    """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
     learning_rate: Positive | None = None
     """Peak learning rate of the value head or value model; null: `ppo.learning_rate`."""
     clip_range: PositiveOrZero | None = 0.2
