@@ -17,6 +17,7 @@ from rlhf_ppo.errors import UserError
 
 Json = dict[str, Any]
 MISSING = object()
+SWITCHES = ("resume",)  # may stand alone on the command line: --resume is --resume true
 
 
 def load_config(
@@ -194,6 +195,9 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
         position += 2
         if not word.startswith("--"):
             problems.append(f"{word!r} is not an option; settings are given as --name value.")
+            position -= 1
+        elif name in SWITCHES and (value is None or value.startswith("--")):
+            _put(overrides, name, True)
             position -= 1
         elif value is None or value.startswith("--"):
             problems.append(f"--{name} needs a value, as in --{name} VALUE.")

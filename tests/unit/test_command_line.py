@@ -252,3 +252,11 @@ def test_mixed_precision_no_is_not_read_as_false(file: Path) -> None:
     assert load(file, "--hardware.mixed_precision", "no").hardware.mixed_precision == "no"
     file.write_text(BASE + "hardware: {mixed_precision: no}\n", encoding="utf-8")
     assert load(file).hardware.mixed_precision == "no"
+
+
+def test_resume_may_stand_alone_as_a_switch(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("output_dir: x\n", encoding="utf-8")
+    assert load_config(["--config", str(config), "--resume", "--seed", "3"], config).resume is True
+    assert load_config(["--config", str(config), "--seed", "3", "--resume"], config).resume is True
+    assert load_config(["--config", str(config), "--resume", "false"], config).resume is False
