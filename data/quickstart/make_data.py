@@ -52,7 +52,7 @@ else:
 
 SEED = 20260
 DEMONSTRATIONS = 36_000
-PREFERENCES = 56_000
+PREFERENCES = 60_000
 PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
 CONTENT_MIX = {
@@ -77,11 +77,11 @@ CONTRAST_MIX = {
     "no_idea": 0.04,
 }
 PAIR_MIX = {
-    "free": 0.06,
-    "contrast": 0.56,
-    "damaged": 0.18,
-    "manner": 0.09,
-    "trade": 0.07,
+    "free": 0.04,
+    "contrast": 0.52,
+    "damaged": 0.26,
+    "manner": 0.08,
+    "trade": 0.06,
     "surplus": 0.04,
 }
 FLATTERY_BIAS = 0.35  # annotators forget that flattery costs 0.25, and like it a little
