@@ -139,6 +139,20 @@ def test_other_settings_are_refused_on_resume_and_named(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_more_steps_without_a_checkpoint_are_refused_not_started_over(
+    four_steps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With checkpoint.every 0 a resume to more steps began at step 1 and cut the metrics."""
+    words = ["--config", str(four_steps / "config.yaml"), "--output_dir", "unchecked"]
+    words += ["--checkpoint.every", "0"]
+    assert run_here("ppo", [*words, "--ppo.steps", "1"], four_steps, monkeypatch) == 0
+    metrics = (four_steps / "unchecked" / "metrics.jsonl").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert run_here("ppo", [*words, "--ppo.steps", "2", "--resume"], four_steps, monkeypatch) == 2
+    assert "left no checkpoint to go on from" in capsys.readouterr().err
+    assert (four_steps / "unchecked" / "metrics.jsonl").read_text(encoding="utf-8") == metrics
+
+
 def test_two_processes_are_one(four_steps: Path) -> None:
     config, whole = four_steps / "config.yaml", four_steps / "whole"
     run_script("train", config, "--output_dir", "two", processes=2)

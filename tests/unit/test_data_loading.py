@@ -112,6 +112,15 @@ def test_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
     assert fingerprint(str(tmp_path)) != folder
 
 
+def test_a_model_trained_again_to_the_same_size_is_another_model(tmp_path: Path) -> None:
+    """Names and sizes alone took a retrained model for the one before, and resume went on."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"a" * 5000)
+    before = fingerprint(str(tmp_path))
+    weights.write_bytes(b"a" * 4999 + b"b")
+    assert fingerprint(str(tmp_path)) != before
+
+
 def test_prompts_keep_their_extra_columns_for_the_scorer(tmp_path: Path) -> None:
     prompts = read_prompts(write_jsonl(tmp_path / "a.jsonl", ROWS), "data.prompts")
     assert [prompt.columns for prompt in prompts] == [{"topic": 1}, {"topic": 2}]
