@@ -183,6 +183,8 @@ class RewardModelConfig(SupervisedConfig):
     """Weight of the (chosen + rejected)^2 term that keeps scores around 0."""
     init_from: str | None = None
     """Folder or hub id to start from; empty: the supervised model."""
+    order: Literal["shuffled", "file"] = "shuffled"
+    """`file`: roughly the order of the file, for data that begins with its most telling pairs."""
 
 
 class RolloutConfig(Settings):

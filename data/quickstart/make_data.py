@@ -53,6 +53,7 @@ else:
 SEED = 20260
 DEMONSTRATIONS = 36_000
 PREFERENCES = 60_000
+LESSON = 12_000  # of these, the first, are contrasts alone: with them comparing is learnt soonest
 PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
 CONTENT_MIX = {
@@ -262,12 +263,18 @@ def make_demonstrations(rng: random.Random) -> list[Row]:
 
 
 def make_preferences(rng: random.Random) -> list[Row]:
-    """Make the annotated pairs for the reward model."""
+    """Make the annotated pairs for the reward model: first contrasts alone, then the mix."""
+    lesson = annotated_pairs(rng, LESSON, {"contrast": 1.0})
+    return lesson + annotated_pairs(rng, PREFERENCES - LESSON, PAIR_MIX)
+
+
+def annotated_pairs(rng: random.Random, count: int, mix: dict[str, float]) -> list[Row]:
+    """Make annotated pairs of the given mix."""
     rows: list[Row] = []
-    for question, text in training_questions(rng, PREFERENCES):
+    for question, text in training_questions(rng, count):
         judged = None
         while judged is None:
-            judged = annotate(rng, PAIRS[draw(rng, PAIR_MIX)](rng, question), question)
+            judged = annotate(rng, PAIRS[draw(rng, mix)](rng, question), question)
         chosen, rejected = judged
         rows.append(
             {

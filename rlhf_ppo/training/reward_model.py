@@ -1,6 +1,7 @@
 """Stage 2: a reward model from preference pairs, by TRL's RewardTrainer, and its probes."""
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,9 @@ def train_reward_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = _encode(preferences, tokenizer, settings.max_tokens, processes.is_main)
     arguments = training_arguments(config, settings, folder, processes.world)
+    if settings.order == "file":
+        pairs = file_order(pairs, settings.batch_size, config.seed)
+        arguments["train_sampling_strategy"] = "sequential"
     trainer = RewardTrainer(
         model=model,
         args=TrlRewardConfig(
@@ -80,6 +84,24 @@ def train_reward_model(
             say(f"reward model: right order on held-out pairs: {shown}")
 
     save_stage(folder, processes, stamp, write)
+
+
+def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """Roughly the order of the file: only within stretches of 50 batches are pairs rearranged.
+
+    There pairs of similar length are put into one batch, and the batches are shuffled.
+    """
+    order = random.Random(seed)
+    arranged = []
+    for start in range(0, len(pairs), 50 * batch_size):
+        stretch = pairs[start : start + 50 * batch_size]
+        order.shuffle(stretch)
+        stretch.sort(key=lambda pair: int(pair["length"]))
+        batches = [stretch[at : at + batch_size] for at in range(0, len(stretch), batch_size)]
+        last = [batches.pop()] if len(batches[-1]) < batch_size else []
+        order.shuffle(batches)  # a short batch must stay last, or it would shift all after it
+        arranged += [pair for batch in batches + last for pair in batch]
+    return arranged
 
 
 def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[str, float]]:

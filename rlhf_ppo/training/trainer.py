@@ -15,6 +15,11 @@ from rlhf_ppo.plan import stage_micro_batch
 from rlhf_ppo.stamps import Stamp, write_stamp
 from rlhf_ppo.training.distributed import Processes
 
+# Transformers renamed the argument between 5.17 and 5.23.
+_NEW_NAME = "activation_checkpointing"
+_CHECKPOINTING = (
+    _NEW_NAME if _NEW_NAME in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+)
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -45,7 +50,7 @@ def training_arguments(
         "adam_epsilon": stage.adam_epsilon,
         "weight_decay": stage.weight_decay,
         "train_sampling_strategy": "group_by_length",
-        "activation_checkpointing": config.policy.gradient_checkpointing,
+        _CHECKPOINTING: config.policy.gradient_checkpointing,  # TRL's default is True
         "bf16": config.hardware.mixed_precision == "bf16",
         "fp16": config.hardware.mixed_precision == "fp16",
         "use_cpu": on_cpu,
