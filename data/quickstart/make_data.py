@@ -10,7 +10,8 @@ with 1 if a shipped file differs from what would be written.
   leave PPO no blind spot of the reward model to exploit: besides free draws there are minimal pairs
   (one frame, two contents; same-category slips above all, because they are the hardest to see),
   answers against a damaged copy of themselves, answers against the same with one sentence too many,
-  and right content against nice manners. Each pair is seen once: with fewer pairs and more epochs
+  and right content against nice manners. The file begins with contrasts alone (see `LESSON`), and
+  `reward_model.order: file` keeps them first. Each pair is seen once: with fewer pairs and more epochs
   the reward model learns the annotators' noise by heart.
 - The dev and held-out preferences are noise-free probes: one error each, named in `kind`.
 
