@@ -11,8 +11,8 @@ with 1 if a shipped file differs from what would be written.
   (one frame, two contents; same-category slips above all, because they are the hardest to see),
   answers against a damaged copy of themselves, answers against the same with one sentence too many,
   and right content against nice manners. The file begins with contrasts alone (see `LESSON`), and
-  `reward_model.order: file` keeps them first. Each pair is seen once: with fewer pairs and more epochs
-  the reward model learns the annotators' noise by heart.
+  `reward_model.order: file` keeps them first. Each pair is seen once: with fewer pairs and more
+  epochs the reward model learns the annotators' noise by heart.
 - The dev and held-out preferences are noise-free probes: one error each, named in `kind`.
 
 No dev or test combination is asked about or spoken of in any training file.
