@@ -50,14 +50,14 @@ class Processes:
             # TensorBoard names a folder after its run, the others a project: give it its own.
             self.accelerator.log_with = [
                 TensorBoardTracker("tensorboard", config.output_dir)
-                if item == "tensorboard"
+                if _name(item) == "tensorboard"
                 else item
                 for item in self.accelerator.log_with
             ]
         except (ValueError, ImportError) as error:
             raise UserError(f"logging.trackers or hardware.mixed_precision: {error}") from error
         self._refuse_sharding()
-        known = {str(getattr(item, "value", item.name)) for item in self.accelerator.log_with}
+        known = {_name(item) for item in self.accelerator.log_with}
         missing = [name for name in self.trackers if name not in known]
         if missing:  # Accelerate would leave it out and say nothing
             raise UserError(f"logging.trackers: {missing[0]!r} is not installed here.")
@@ -188,6 +188,11 @@ class Processes:
                 "generates with a whole model. Launch with plain data parallelism (--multi_gpu), "
                 "and use the lora section when memory is short."
             )
+
+
+def _name(tracker: Any) -> str:
+    """Of a tracker, which Accelerate holds as a member of an enumeration or as an object."""
+    return str(getattr(tracker, "value", getattr(tracker, "name", tracker)))
 
 
 def folder_is_used(folder: Path) -> bool:
