@@ -349,7 +349,8 @@ def test_each_process_of_many_refuses_and_nothing_is_written(
     case.section("ppo")["minibatches"] = 6  # of 6 prompts: one response for two processes
     config = write_config(tmp_path / "config.yaml", case.settings)
     error = run_script("train", config, processes=2, expected_code=1).stderr
-    assert re.search(r"a minibatch has 1 responses .* for 2 processes", error)
+    # torchrun ends the second process when the first refuses, perhaps in the middle of a line.
+    assert re.search(r"a minibatch has 1 responses", error), error
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "rollout": {"batch_size": 16, "max_new_tokens": 6},
     "ppo": {"epochs": 3, "minibatches": 2, "learning_rate": 0.01, "steps": STEPS},
     "kl": {"beta": 0.0},
+    "value": {"coefficient": 0.5},
 }
 
 
