@@ -165,8 +165,10 @@ class Processes:
 
     def stop_trackers(self) -> None:
         """Flush and close the trackers."""
-        if self.trackers:
-            self.accelerator.end_training()
+        # Not Accelerator.end_training(): that also ends the process group, and stages follow.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
 
     def on_main(self, action: Callable[[], Any]) -> None:
         """Run `action` in the main process; the others wait until it is done."""

@@ -154,8 +154,11 @@ def test_more_steps_without_a_checkpoint_are_refused_not_started_over(
 
 
 def test_two_processes_are_one(four_steps: Path) -> None:
+    """With a tracker on: closing it once ended the process group before the policy was saved."""
     config, whole = four_steps / "config.yaml", four_steps / "whole"
-    run_script("train", config, "--output_dir", "two", processes=2)
+    words = ("--output_dir", "two", "--logging.trackers", "[tensorboard]")
+    run_script("train", config, *words, processes=2)
+    assert list((four_steps / "two" / "tensorboard").rglob("events.*"))
     two = metrics_of(four_steps / "two")
     assert len(two) == 2
     for one, other in zip(metrics_of(whole), two, strict=False):
