@@ -38,7 +38,7 @@ from rlhf_ppo.training.metrics import (
     rollout_metrics,
     update_metrics,
 )
-from rlhf_ppo.training.update import ppo_update
+from rlhf_ppo.training.update import UpdateStats, ppo_update
 
 Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
 
@@ -116,18 +116,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     factor = learning_rate_factor(config.ppo, step)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    stats = ppo_update(
-        run.roles.policy,
-        run.roles.policy_forward,
-        run.optimizer,
-        batch,
-        config.ppo,
-        config.value,
-        config.rollout.temperature,
-        generator(config.seed, "minibatches", step),
-        processes,
-        train_policy=step > config.ppo.value_warmup_steps,
-    )
+    stats = _update(run, batch, step)
     clock.lap("time/update")
 
     metrics = rollout_metrics(rollout, scores, batch)
@@ -238,6 +227,22 @@ def _collect_share(
     whole = processes.gather(rollout)
     clock.lap("time/judge")
     return whole
+
+
+def _update(run: PpoRun, batch: TrainBatch, step: int) -> UpdateStats:
+    config = run.config
+    return ppo_update(
+        run.roles.policy,
+        run.roles.policy_forward,
+        run.optimizer,
+        batch,
+        config.ppo,
+        config.value,
+        config.rollout.temperature,
+        generator(config.seed, "minibatches", step),
+        run.processes,
+        train_policy=step > config.ppo.value_warmup_steps,
+    )
 
 
 def _measure_normalisation(

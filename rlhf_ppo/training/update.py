@@ -52,8 +52,7 @@ def ppo_update(
     the number of processes change the gradient.
 
     Args:
-        policy: bare, to find its parameters.
-        policy_forward: the same behind Accelerate's wrapper.
+        policy, policy_forward: bare, to find its parameters, and behind Accelerate's wrapper.
         optimizer: over the trained parameters.
         batch: the whole rollout, on the CPU, alike on every process.
         ppo, value: settings.
