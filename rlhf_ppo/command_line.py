@@ -100,7 +100,7 @@ def validate(
         for item in error.errors():
             if item["type"] == "missing" and len(item["loc"]) > 1:
                 continue
-            messages.append(_explain(dict(item), source, overrides or {}))
+            messages += _explain(dict(item), source, overrides or {})
     if messages or config is None:
         count = "1 problem" if len(messages) == 1 else f"{len(messages)} problems"
         listed = "\n".join(f"  - {message}" for message in messages)
@@ -252,17 +252,19 @@ def _merge(below: Json, above: Json) -> Json:
     return merged
 
 
-def _explain(item: Json, source: str, overrides: Json) -> str:
-    """One validation error as: where, which value, what is allowed, nearest name."""
+def _explain(item: Json, source: str, overrides: Json) -> list[str]:
+    """A validation error as: where, which value, what is allowed, nearest name."""
+    if not item["loc"] and item["type"] == "value_error":  # settings that contradict one another
+        return [f"{line}." for line in str(item["msg"]).removeprefix("Value error, ").split("\n")]
     location = [part for part in item["loc"] if not str(part).startswith("function-")]
     name = ".".join(str(part) for part in location)
     origin = "command line" if _lookup(overrides, location) is not MISSING else source
     if item["type"] == "extra_forbidden":
-        return f"{name} ({origin}): no such setting.{_nearest(name)}"
+        return [f"{name} ({origin}): no such setting.{_nearest(name)}"]
     if item["type"] == "missing":
-        return f"{name}: missing; set it in {source} or with --{name} VALUE."
+        return [f"{name}: missing; set it in {source} or with --{name} VALUE."]
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name or 'settings'} ({origin}): {item['input']!r} {reason}."
+    return [f"{name or 'settings'} ({origin}): {item['input']!r} {reason}."]
 
 
 def _lookup(nested: Any, path: Sequence[Any]) -> Any:

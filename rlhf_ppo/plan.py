@@ -14,7 +14,8 @@ class Plan:
     train_prompts: int
     heldout_prompts: int
     prompts_per_step: int
-    prompts_per_process: int  # the largest share
+    responses_per_process: int  # the largest share
+    samples_per_prompt: int
     minibatch_size: int  # responses an optimizer step, the smallest part
     optimizer_steps_per_step: int
     steps: int
@@ -29,7 +30,8 @@ class Plan:
             ("processes", f"{self.processes}"),
             ("training prompts", f"{self.train_prompts}"),
             ("held-out prompts", f"{self.heldout_prompts}"),
-            ("prompts a step", f"{self.prompts_per_step} ({self.prompts_per_process} a process)"),
+            ("prompts a step", f"{self.prompts_per_step} x {self.samples_per_prompt} responses"),
+            ("responses a process", f"{self.responses_per_process} a step"),
             (
                 "optimizer steps a step",
                 f"{self.optimizer_steps_per_step} of {self.minibatch_size} responses",
@@ -68,18 +70,22 @@ def make_plan(config: Config, processes: int, train_prompts: int, heldout_prompt
         UserError: sizes that do not fit together; lists every problem with its remedy.
     """
     rollout, ppo = config.rollout, config.ppo
-    smallest = rollout.batch_size // ppo.minibatches
+    responses = rollout.batch_size * rollout.samples_per_prompt
+    sizes = f"rollout.batch_size = {rollout.batch_size}"
+    if rollout.samples_per_prompt > 1:
+        sizes += f" x rollout.samples_per_prompt = {rollout.samples_per_prompt}"
+    smallest = responses // ppo.minibatches
     problems = []
-    if ppo.minibatches > rollout.batch_size:
+    if ppo.minibatches > responses:
         problems.append(
-            f"ppo.minibatches = {ppo.minibatches} parts of rollout.batch_size = "
-            f"{rollout.batch_size} prompts would be empty; lower the one or raise the other"
+            f"ppo.minibatches = {ppo.minibatches} parts of {sizes} would be empty; lower the one "
+            "or raise the other"
         )
     elif smallest < processes:
         problems.append(
-            f"a minibatch has {smallest} responses (rollout.batch_size = {rollout.batch_size} / "
-            f"ppo.minibatches = {ppo.minibatches}) for {processes} processes; each needs at least "
-            "one: raise rollout.batch_size or lower ppo.minibatches"
+            f"a minibatch has {smallest} responses ({sizes} / ppo.minibatches = "
+            f"{ppo.minibatches}) for {processes} processes; each needs at least one: raise "
+            "rollout.batch_size or lower ppo.minibatches"
         )
     if rollout.batch_size > train_prompts:
         problems.append(
@@ -95,18 +101,19 @@ def make_plan(config: Config, processes: int, train_prompts: int, heldout_prompt
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"the sizes do not fit together:\n{listed}")
     optimizer_steps_per_step = ppo.epochs * ppo.minibatches
-    episodes = rollout.batch_size * ppo.steps
+    episodes = responses * ppo.steps
     return Plan(
         processes=processes,
         train_prompts=train_prompts,
         heldout_prompts=heldout_prompts,
         prompts_per_step=rollout.batch_size,
-        prompts_per_process=-(-rollout.batch_size // processes),
+        responses_per_process=-(-responses // processes),
+        samples_per_prompt=rollout.samples_per_prompt,
         minibatch_size=smallest,
         optimizer_steps_per_step=optimizer_steps_per_step,
         steps=ppo.steps,
         optimizer_steps=optimizer_steps_per_step * ppo.steps,
         episodes=episodes,
-        data_epochs=episodes / train_prompts,
+        data_epochs=rollout.batch_size * ppo.steps / train_prompts,
         max_response_tokens=episodes * rollout.max_new_tokens,
     )

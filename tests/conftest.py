@@ -11,7 +11,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from helpers import write_gpt2_models
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
@@ -25,5 +24,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def gpt2_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders of a GPT-2 policy and reward model; read-only."""
+    from helpers import write_gpt2_models  # here: Transformers is slow to import
+
     folder: Path = tmp_path_factory.mktemp("models")
     return write_gpt2_models(folder)

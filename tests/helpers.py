@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensors import ragged_mask as ragged_mask
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -106,11 +107,6 @@ def random_tokens(
     in_prompt = torch.arange(prompt_width) < prompt_lengths[:, None]
     mask = torch.arange(response_width) < response_lengths[:, None]
     return Tokens(prompt_ids * in_prompt, prompt_lengths, response_ids * mask, mask)
-
-
-def ragged_mask(lengths: Sequence[int], width: int) -> Tensor:
-    """True on the first `length` entries of each row."""
-    return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
 def encoded_prompts(sequences: Iterable[Sequence[int]]) -> list[EncodedPrompt]:

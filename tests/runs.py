@@ -19,10 +19,11 @@ from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import sampling_noise
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.ppo import PpoRun, make_train_batch
+from rlhf_ppo.training.ppo import PpoRun
 from rlhf_ppo.training.roles import _make_optimizer
+from rlhf_ppo.training.train_batch import make_train_batch
 
-START = Progress(step=0, episodes=0, tokens=0, beta=0.0, reward_shift=0.0, reward_scale=1.0)
+START = Progress(step=0, episodes=0, tokens=0, beta=0.0)
 PROMPTS = encoded_prompts([[20 + row, 40, 60 + row] for row in range(16)])
 
 
@@ -39,6 +40,7 @@ class PythonReward:
 
 def make_run(
     reward: Callable[[str], float] = len,
+    /,
     *,
     family: str = "llama",
     seed: int = 1,
@@ -84,4 +86,4 @@ def rollout_batch(run: PpoRun) -> TrainBatch:
     noise = sampling_noise(1, "test", 1, range(len(PROMPTS)), config.rollout.max_new_tokens)
     responses = sample(run.roles, PROMPTS, noise, run.sampling)
     rollout = collect(run.roles, PROMPTS, responses, config.rollout.temperature, 10_000)
-    return make_train_batch(config, rollout, rollout.scores, config.kl.beta)[0]
+    return make_train_batch(config, rollout, rollout.scores, config.kl.beta)

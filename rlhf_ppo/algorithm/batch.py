@@ -74,14 +74,32 @@ class Rollout(Rows):
 
 
 @dataclass(frozen=True)
+class TokenOutputs(Rows):
+    """What the policy says of each response token; 0 in the padding."""
+
+    logprobs: Tensor  # (B, R) float32, nats
+    values: Tensor  # (B, R) float32, reward units, V of the state before the token
+    entropy: Tensor  # (B, R) float32, nats; with a gradient only where one was asked for
+
+
+@dataclass(frozen=True)
 class TrainBatch(Rows):
     """What the update needs of a rollout."""
 
     tokens: Tokens
-    logprobs: Tensor  # (B, R) float32, nats
+    logprobs: Tensor  # (B, R) float32, nats, at collection
+    ref_logprobs: Tensor  # (B, R) float32, nats
     values: Tensor  # (B, R) float32, reward units
     advantages: Tensor  # (B, R) float32
     returns: Tensor  # (B, R) float32, reward units
+
+
+@dataclass(frozen=True)
+class Minibatch(Rows):
+    """The rows of one optimizer step, or a part of them that knows its share of the whole."""
+
+    batch: TrainBatch
+    weights: Tensor  # (B,) of each token of a response in the loss, see `response_weights`
 
 
 T = TypeVar("T", bound=Rows)

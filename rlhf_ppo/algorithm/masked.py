@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 
+def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """The entries of x (B, R), and 0 where mask (B, R) is False, whatever stood there."""
+    return torch.where(mask, x, torch.zeros_like(x))
+
+
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum of the entries of x (B, R) where mask (B, R) is True; a scalar in x's units."""
-    return torch.where(mask, x, torch.zeros_like(x)).sum()
+    return zero_padding(x, mask).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -19,15 +24,20 @@ def masked_variance(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale x (B, R) to mean 0 and variance 1 under the mask; padding becomes 0.
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale x (B, R) to variance 1 and shift it to mean 0 under the mask; padding becomes 0.
 
     Biased variance, as in lm-human-preferences (`utils/core.py`, `whiten`). The 1e-8 keeps a
-    constant x at 0 instead of dividing by zero.
+    constant x at its mean instead of dividing by zero.
+
+    Args:
+        x: (B, R), any unit.
+        mask: (B, R) bool, True where x counts.
+        shift_mean: False: the mean stays where it was, so that signs keep their meaning.
     """
-    centred = x - masked_mean(x, mask)
-    scaled = centred * torch.rsqrt(masked_variance(x, mask) + 1e-8)
-    return torch.where(mask, scaled, torch.zeros_like(x))
+    mean = masked_mean(x, mask)
+    scaled = (x - mean) * torch.rsqrt(masked_variance(x, mask) + 1e-8)
+    return zero_padding(scaled if shift_mean else scaled + mean, mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -64,7 +64,11 @@ def hidden_states(trunk: nn.Module, layout: Layout) -> Tensor:
 
 
 def token_logprobs(
-    model: PreTrainedModel, states: Tensor, targets: Tensor, temperature: float
+    model: PreTrainedModel,
+    states: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution, both (N,) float32, nats.
 
@@ -73,28 +77,34 @@ def token_logprobs(
         states: (N, H), from `hidden_states`.
         targets: (N,) token ids.
         temperature: divides the logits.
+        entropy_gradient: let gradients flow through the entropy too.
     """
     parts = []
+    arguments = (temperature, entropy_gradient)
     for chunk, ids in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
         # With several chunks the logits are made again in the backward pass, not kept.
         recompute = torch.is_grad_enabled() and len(states) > CHUNK
         if recompute:
             parts.append(
-                checkpoint(_chunk_logprobs, model, chunk, ids, temperature, use_reentrant=False)
+                checkpoint(_chunk_logprobs, model, chunk, ids, *arguments, use_reentrant=False)
             )
         else:
-            parts.append(_chunk_logprobs(model, chunk, ids, temperature))
+            parts.append(_chunk_logprobs(model, chunk, ids, *arguments))
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
 def _chunk_logprobs(
-    model: PreTrainedModel, states: Tensor, targets: Tensor, temperature: float
+    model: PreTrainedModel,
+    states: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     logits = output_logits(model, states).float() / temperature
     log_softmax = logits.log_softmax(dim=-1)
     logprobs = log_softmax.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
         entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
     return logprobs, entropy
 

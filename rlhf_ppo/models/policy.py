@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_ppo.algorithm.batch import TokenOutputs
 from rlhf_ppo.config import Config, LoraConfig, ValueConfig
 from rlhf_ppo.models.forward import Layout, find_trunk, hidden_states, spread, token_logprobs
 from rlhf_ppo.models.lora import peft_config
 
 VALUE_HEAD_FILE = "value_head.safetensors"
-
-
-@dataclass(frozen=True)
-class TokenOutputs:
-    """What the policy says of each response token; all (B, R) float32, 0 in the padding."""
-
-    logprobs: Tensor  # nats
-    values: Tensor  # reward units, V of the state before the token
-    entropy: Tensor  # nats, no gradient
 
 
 class PolicyWithValueHead(nn.Module):
@@ -52,11 +43,21 @@ class PolicyWithValueHead(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, layout: Layout, temperature: float) -> TokenOutputs:
-        """Log-probabilities, values and entropies of the response tokens."""
+    def forward(
+        self, layout: Layout, temperature: float, entropy_gradient: bool = False
+    ) -> TokenOutputs:
+        """Log-probabilities, values and entropies of the response tokens.
+
+        Args:
+            layout: N response tokens in B rows.
+            temperature: divides the logits.
+            entropy_gradient: let gradients flow through the entropy, which costs memory.
+        """
         base = base_model(self.lm)
         states = hidden_states(find_trunk(base), layout)
-        logprobs, entropy = token_logprobs(base, states, layout.targets, temperature)
+        logprobs, entropy = token_logprobs(
+            base, states, layout.targets, temperature, entropy_gradient
+        )
         if self.value_trunk is not None:
             states = hidden_states(self.value_trunk, layout)
         values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()

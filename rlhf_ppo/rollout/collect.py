@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ppo.algorithm.batch import Responses, Rollout, Tokens
+from rlhf_ppo.algorithm.batch import Responses, Rollout, TokenOutputs, Tokens
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.template import Text
 from rlhf_ppo.models.forward import Layout, lay_out, micro_batches
-from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, TokenOutputs
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
 
 

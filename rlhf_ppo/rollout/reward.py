@@ -62,7 +62,8 @@ class RewardModel:
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         width = max(len(ids) for ids in encoded)
-        pad = int(self.tokenizer.pad_token_id or 0)
+        # The model's, not the tokenizer's: its pooling looks for the last token that is not this.
+        pad = int(self.model.config.pad_token_id or 0)
         ids = torch.full((len(encoded), width), pad)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(encoded):

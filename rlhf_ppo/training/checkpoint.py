@@ -6,7 +6,7 @@ checkpoint holds what was learnt and a few numbers, and no random state.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.errors import UserError
 
 WEIGHTS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.pt", "state.json"
@@ -26,9 +27,10 @@ class Progress:
     step: int
     episodes: int
     tokens: int
-    beta: float
-    reward_shift: float  # subtracted from every score
-    reward_scale: float  # then divides it
+    beta: float  # weight of the KL to the reference, reward units per nat
+    kl_error: float = -1.0  # what the KL controller saw last; KL 0 is far below any target
+    penalty: float = 1.0  # weight of KL(old || new), objective kl_penalty
+    scores: Moments = field(default_factory=Moments)  # what scores are normalised by
 
 
 def save_checkpoint(
@@ -74,8 +76,9 @@ def read_progress(checkpoint: Path) -> Progress:
         UserError: damaged or from another version.
     """
     try:
-        return Progress(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return Progress(**state | {"scores": Moments(**state["scores"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{checkpoint / STATE}: damaged or from another version ({error}). Remove this "
             "checkpoint folder to go on from the one before."

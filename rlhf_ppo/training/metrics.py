@@ -8,49 +8,64 @@ from pathlib import Path
 import torch
 
 from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
+from rlhf_ppo.algorithm.losses import LossSettings
 from rlhf_ppo.algorithm.masked import explained_variance
 from rlhf_ppo.training.update import UpdateStats
 
 Metrics = dict[str, float]
 
 
-def rollout_metrics(rollout: Rollout, scores: torch.Tensor, batch: TrainBatch) -> Metrics:
+def rollout_metrics(
+    rollout: Rollout, scores: torch.Tensor, batch: TrainBatch, with_values: bool
+) -> Metrics:
     """What the rollout says, before the update.
 
     Args:
         rollout: of all processes.
-        scores: (B,), after normalisation and the rule for responses that did not stop.
+        scores: (B,), as the policy is paid them.
         batch: made from it.
+        with_values: a value function is learnt.
     """
     responses, mask = rollout.responses, rollout.responses.tokens.response_mask
     zero = torch.zeros_like(rollout.logprobs)
     kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, zero).sum(dim=1)
     gap = torch.where(mask, rollout.logprobs - responses.sampling_logprobs, zero)
-    return {
+    metrics = {
         "score/mean": float(rollout.scores.mean()),
         "score/std": float(rollout.scores.std(unbiased=False)),
         "score/shaped": float(scores.mean()),
         "kl/ref": float(kl.mean()),
         "policy/sampler_gap": float(gap.abs().max()),
-        "value/explained_variance": float(explained_variance(batch.values, batch.returns, mask)),
         "response/length": float(mask.sum(dim=1).float().mean()),
         "response/stopped": float(responses.stopped.float().mean()),
     }
+    if with_values:
+        explained = explained_variance(batch.values, batch.returns, mask)
+        metrics["value/explained_variance"] = float(explained)
+    return metrics
 
 
-def update_metrics(stats: UpdateStats) -> Metrics:
-    """What the update says."""
-    return {
+def update_metrics(stats: UpdateStats, loss: LossSettings) -> Metrics:
+    """What the update says, as far as its loss had such a part."""
+    metrics = {
         "kl/update": stats.kl,
         "policy/loss": stats.policy_loss,
-        "policy/clip_fraction": stats.policy_clip_fraction,
         "policy/ratio_max": stats.ratio_max,
         "policy/ratio_first_error": stats.ratio_first_error,
         "policy/entropy": stats.entropy,
-        "value/loss": stats.value_loss,
-        "value/clip_fraction": stats.value_clip_fraction,
+        "policy/optimizer_steps": stats.optimizer_steps,
         "grad_norm": stats.grad_norm,
     }
+    if loss.objective == "clipped":
+        metrics["policy/clip_fraction"] = stats.policy_clip_fraction
+    if loss.objective == "kl_penalty":
+        metrics["policy/penalty"] = loss.penalty
+    if loss.kl_coefficient:
+        metrics["kl/loss"] = stats.ref_kl
+    if loss.value_coefficient:
+        metrics["value/loss"] = stats.value_loss
+        metrics["value/clip_fraction"] = stats.value_clip_fraction
+    return metrics
 
 
 def peak_memory_gib(device: torch.device) -> float:

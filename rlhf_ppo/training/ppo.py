@@ -2,18 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from rlhf_ppo.algorithm.advantages import gae
 from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
-from rlhf_ppo.algorithm.kl import AdaptiveController, Controller, FixedController
-from rlhf_ppo.algorithm.masked import whiten
-from rlhf_ppo.algorithm.rewards import settle_unstopped, shape_rewards
-from rlhf_ppo.config import Config, KlConfig, PpoConfig
+from rlhf_ppo.algorithm.kl import adapt_penalty
+from rlhf_ppo.algorithm.losses import LossSettings
+from rlhf_ppo.config import Config, PpoConfig
 from rlhf_ppo.console import Stepper, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
@@ -38,7 +35,14 @@ from rlhf_ppo.training.metrics import (
     rollout_metrics,
     update_metrics,
 )
-from rlhf_ppo.training.update import UpdateStats, ppo_update
+from rlhf_ppo.training.train_batch import (
+    learns_values,
+    loss_settings,
+    make_controller,
+    make_train_batch,
+    shape_scores,
+)
+from rlhf_ppo.training.update import UpdateStats, kl_after_update, ppo_update
 
 Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
 
@@ -106,28 +110,33 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     clock = _Clock()
 
     rows = step_rows(len(run.prompts), config.rollout.batch_size, step, config.seed)
-    prompts = [run.prompts[row] for row in rows]
+    # Responses to one prompt are neighbours: that is where rloo and grpo look for them.
+    prompts = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
     rollout = _collect_share(run, step, prompts, clock)
 
-    progress = _measure_normalisation(config, rollout.scores, step, progress)
-    scores = (rollout.scores - progress.reward_shift) / progress.reward_scale
-    batch, scores = make_train_batch(config, rollout, scores, progress.beta)
+    scores, moments = shape_scores(config.reward, rollout, progress.scores)
+    batch = make_train_batch(config, rollout, scores, progress.beta)
 
     factor = learning_rate_factor(config.ppo, step)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    stats = _update(run, batch, step)
+    loss = loss_settings(config, progress.beta, progress.penalty)
+    stats = _update(run, batch, step, loss)
+    penalty = _next_penalty(run, batch, progress.penalty)
     clock.lap("time/update")
 
-    metrics = rollout_metrics(rollout, scores, batch)
+    metrics = rollout_metrics(rollout, scores, batch, learns_values(config))
     tokens = int(rollout.responses.tokens.response_mask.sum())
-    controller = make_controller(config.kl, progress.beta)
-    after = replace(
-        progress,
+    controller = make_controller(config.kl, progress.beta, progress.kl_error)
+    controller = controller.update(metrics["kl/ref"], len(prompts))
+    after = Progress(
         step=step,
-        episodes=progress.episodes + len(rows),
+        episodes=progress.episodes + len(prompts),
         tokens=progress.tokens + tokens,
-        beta=controller.update(metrics["kl/ref"], len(rows)).beta,
+        beta=controller.beta,
+        kl_error=controller.error,
+        penalty=penalty,
+        scores=moments,
     )
     texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
     if run.gold is not None:
@@ -138,53 +147,13 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         "tokens": after.tokens,
         **metrics,
         "kl/beta": progress.beta,
-        **update_metrics(stats),
+        **update_metrics(stats, loss),
         "learning_rate": config.ppo.learning_rate * factor,
         **clock.laps,
         "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
     return after, metrics, _example(prompts[0], texts[0], float(rollout.scores[0]))
-
-
-def make_train_batch(
-    config: Config, rollout: Rollout, scores: Tensor, beta: float
-) -> tuple[TrainBatch, Tensor]:
-    """From a rollout of all processes to the tensors of the update.
-
-    Args:
-        config: settings.
-        rollout: B responses.
-        scores: (B,), normalised.
-        beta: weight of the KL penalty, reward units per nat.
-
-    Returns:
-        The batch, and the scores after the rule for responses that did not stop.
-    """
-    tokens = rollout.responses.tokens
-    mask = tokens.response_mask
-    scores = settle_unstopped(
-        scores,
-        rollout.responses.stopped,
-        config.reward.missing_stop_penalty,
-        config.reward.missing_stop_score,
-    )
-    rewards = shape_rewards(
-        scores, rollout.logprobs, rollout.ref_logprobs, mask, beta, config.kl.estimator
-    )
-    advantages, returns = gae(
-        rewards, rollout.values, mask, config.advantage.gamma, config.advantage.lam
-    )
-    if config.advantage.whiten:  # the rollout is that of all processes, so this is global
-        advantages = whiten(advantages, mask)
-    batch = TrainBatch(
-        tokens=tokens,
-        logprobs=rollout.logprobs,
-        values=rollout.values,
-        advantages=advantages,
-        returns=returns,
-    )
-    return batch, scores
 
 
 def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
@@ -194,13 +163,6 @@ def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
     if ppo.schedule == "linear":
         return (ppo.steps - step + 1) / max(1, ppo.steps - ppo.warmup_steps)
     return 1.0
-
-
-def make_controller(kl: KlConfig, beta: float) -> Controller:
-    """The controller that the settings ask for, at its present beta."""
-    if kl.controller == "adaptive":
-        return AdaptiveController(beta, kl.target, kl.horizon)
-    return FixedController(beta)
 
 
 def _collect_share(
@@ -229,40 +191,35 @@ def _collect_share(
     return whole
 
 
-def _update(run: PpoRun, batch: TrainBatch, step: int) -> UpdateStats:
+def _update(run: PpoRun, batch: TrainBatch, step: int, loss: LossSettings) -> UpdateStats:
     config = run.config
     return ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
         run.optimizer,
         batch,
-        config.ppo,
-        config.value,
-        config.rollout.temperature,
+        config,
+        loss,
         generator(config.seed, "minibatches", step),
         run.processes,
-        train_policy=step > config.ppo.value_warmup_steps,
+        train_policy=step > config.ppo.value_warmup_steps or not learns_values(config),
     )
 
 
-def _measure_normalisation(
-    config: Config, scores: Tensor, step: int, progress: Progress
-) -> Progress:
-    """Shift and scale of the scores, from the first rollout: there the policy is the reference."""
-    if config.reward.normalization == "none" or step > 1:
-        return progress
-    scale = 1.0
-    if config.reward.normalization == "standardize":
-        scale = max(float(scores.std(unbiased=False)), 1e-6)
-    return replace(progress, reward_shift=float(scores.mean()), reward_scale=scale)
+def _next_penalty(run: PpoRun, batch: TrainBatch, penalty: float) -> float:
+    """Weight of KL(old || new) in the next step."""
+    target = run.config.ppo.penalty_target
+    if target is None:
+        return penalty
+    kl = kl_after_update(run.roles.policy_forward, batch, run.config, run.processes)
+    return adapt_penalty(penalty, kl, target)
 
 
 def _restore(run: PpoRun) -> Progress:
     """Load the newest checkpoint, if there is one, and forget the metrics after it."""
     found = list_checkpoints(run.checkpoints)
-    progress = Progress(
-        step=0, episodes=0, tokens=0, beta=run.config.kl.beta, reward_shift=0.0, reward_scale=1.0
-    )
+    config = run.config
+    progress = Progress(0, 0, 0, beta=config.kl.beta, penalty=config.ppo.penalty)
     if found:
         progress = read_progress(found[-1])
         load_checkpoint(found[-1], run.roles.policy, run.optimizer)

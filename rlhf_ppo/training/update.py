@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_ppo.algorithm.batch import TrainBatch
-from rlhf_ppo.algorithm.kl import estimate_kl
-from rlhf_ppo.algorithm.losses import LossTerms, ppo_loss
+from rlhf_ppo.algorithm.batch import Minibatch, TokenOutputs, TrainBatch
+from rlhf_ppo.algorithm.kl import estimate_kl, kl_of_update
+from rlhf_ppo.algorithm.losses import LossSettings, LossTerms, ppo_loss, response_weights
 from rlhf_ppo.algorithm.masked import masked_sum
-from rlhf_ppo.config import PpoConfig, ValueConfig
+from rlhf_ppo.config import Config
 from rlhf_ppo.models.forward import lay_out, micro_batches
-from rlhf_ppo.models.policy import PolicyWithValueHead, TokenOutputs
+from rlhf_ppo.models.policy import PolicyWithValueHead
 from rlhf_ppo.training.distributed import Processes
 
-SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "entropy")
+SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "ref_kl", "entropy")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class UpdateStats:
     value_loss: float
     policy_clip_fraction: float
     value_clip_fraction: float
-    kl: float  # nats a token, policy at collection against the policy being updated
+    kl: float  # nats a token, KL(policy being updated || policy at collection)
+    ref_kl: float  # nats a token, KL(policy being updated || reference), as the loss sees it
     entropy: float  # nats a token
     ratio_max: float
     ratio_first_error: float  # max |ratio - 1| before the first optimizer step: 0 up to rounding
     grad_norm: float  # mean over optimizer steps, before clipping
+    optimizer_steps: int
 
 
 def ppo_update(
@@ -38,54 +40,35 @@ def ppo_update(
     policy_forward: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: TrainBatch,
-    ppo: PpoConfig,
-    value: ValueConfig,
-    temperature: float,
+    config: Config,
+    loss: LossSettings,
     shuffle: torch.Generator,
     processes: Processes,
     train_policy: bool = True,
 ) -> UpdateStats:
     """Improve policy and value function on one rollout (Schulman et al. 2017, algorithm 1).
 
-    Every process holds the whole batch and computes its share of each minibatch. The one
-    denominator is the minibatch's token count over all processes, so neither micro-batches nor
-    the number of processes change the gradient.
+    Every process holds the whole batch and computes its share of each minibatch.
 
     Args:
         policy, policy_forward: bare, to find its parameters, and behind Accelerate's wrapper.
         optimizer: over the trained parameters.
         batch: the whole rollout, on the CPU, alike on every process.
-        ppo, value: settings.
-        temperature: of the sampler.
+        config: settings.
+        loss: the objective and its weights in this step.
         shuffle: generator of the permutations, seeded alike on every process.
         processes: this process among the others.
         train_policy: False while only the value function warms up.
     """
+    ppo = config.ppo
     tally = _Tally(processes)
     for _ in range(ppo.epochs):
         for rows in minibatch_rows(len(batch.logprobs), ppo.minibatches, shuffle):
-            minibatch = batch.select(rows)
-            tokens = int(minibatch.tokens.response_mask.sum())  # ONE denominator
-            mine = _my_share(minibatch, processes)
-            groups = list(micro_batches(mine.tokens.lengths, ppo.micro_batch_tokens))
-            for number, group in enumerate(groups):
-                micro = mine.select(group).to(processes.device)
-                with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
-                    outputs: TokenOutputs = policy_forward(lay_out(micro.tokens), temperature)
-                    terms = ppo_loss(
-                        outputs.logprobs,
-                        outputs.values,
-                        micro.logprobs,
-                        micro.values,
-                        micro.advantages,
-                        micro.returns,
-                        clip_range=ppo.clip_range,
-                        value_clip_range=value.clip_range,
-                        value_coefficient=value.coefficient,
-                    )
-                    mask = micro.tokens.response_mask
-                    processes.backward(masked_sum(terms.loss, mask) / tokens)
-                tally.add(terms, outputs, micro)
+            minibatch = _weighted(batch.select(rows), config)
+            _accumulate_gradients(policy_forward, minibatch, config, loss, processes, tally)
+            if ppo.target_kl is not None and tally.minibatch_kl() > ppo.target_kl:
+                optimizer.zero_grad()
+                return tally.finish()
             if not train_policy:
                 for parameter in policy.lm.parameters():
                     parameter.grad = None
@@ -95,15 +78,62 @@ def ppo_update(
     return tally.finish()
 
 
+@torch.no_grad()
+def kl_after_update(
+    policy_forward: nn.Module, batch: TrainBatch, config: Config, processes: Processes
+) -> float:
+    """KL(old || new) over a rollout once its update is made, nats a token."""
+    total = 0.0
+    mine = _my_share(_weighted(batch, config), processes).batch
+    for group in micro_batches(mine.tokens.lengths, config.ppo.judge_batch_tokens):
+        micro = mine.select(group).to(processes.device)
+        outputs = policy_forward(lay_out(micro.tokens), config.rollout.temperature)
+        moved = estimate_kl(micro.logprobs, outputs.logprobs, "k3")
+        total += float(masked_sum(moved, micro.tokens.response_mask))
+    return float(processes.sum(torch.tensor(total))) / int(batch.tokens.response_mask.sum())
+
+
 def minibatch_rows(rows: int, minibatches: int, shuffle: torch.Generator) -> Iterator[Tensor]:
     """Split a fresh permutation of the rows into parts whose sizes differ by one at most."""
     yield from torch.randperm(rows, generator=shuffle).tensor_split(minibatches)
 
 
-def _my_share(minibatch: TrainBatch, processes: Processes) -> TrainBatch:
+def _weighted(batch: TrainBatch, config: Config) -> Minibatch:
+    """The loss is divided here, before it is split: no split can change it."""
+    weights = response_weights(
+        batch.tokens.response_mask, config.ppo.loss_aggregation, config.rollout.max_new_tokens
+    )
+    return Minibatch(batch, weights)
+
+
+def _my_share(minibatch: Minibatch, processes: Processes) -> Minibatch:
     """Every world-th row by length, so that the processes have equal work and none is empty."""
-    order = minibatch.tokens.lengths.argsort(stable=True)
+    order = minibatch.batch.tokens.lengths.argsort(stable=True)
     return minibatch.select(order[processes.rank :: processes.world])
+
+
+def _accumulate_gradients(
+    policy_forward: nn.Module,
+    minibatch: Minibatch,
+    config: Config,
+    loss: LossSettings,
+    processes: Processes,
+    tally: "_Tally",
+) -> None:
+    """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
+    tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
+    mine = _my_share(minibatch, processes)
+    groups = list(micro_batches(mine.batch.tokens.lengths, config.ppo.micro_batch_tokens))
+    for number, group in enumerate(groups):
+        part = mine.select(group).to(processes.device)
+        micro, weights = part.batch, part.weights[:, None]
+        with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
+            outputs: TokenOutputs = policy_forward(
+                lay_out(micro.tokens), config.rollout.temperature, loss.entropy_coefficient > 0
+            )
+            terms = ppo_loss(outputs, micro, loss)
+            processes.backward(masked_sum(terms.loss * weights, micro.tokens.response_mask))
+        tally.add(terms, outputs, micro)
 
 
 class _Tally:
@@ -112,9 +142,16 @@ class _Tally:
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self.sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
+        self.kl_before = 0.0  # the sum of KL when the minibatch began
+        self.minibatch_tokens = 0  # over all processes
         self.ratio_max = 0.0
         self.ratio_first_error = 0.0
         self.grad_norms: list[float] = []
+
+    def start_minibatch(self, tokens: int) -> None:
+        """Note where the KL of this minibatch begins."""
+        self.kl_before = float(self.sums[SUMS.index("kl")])
+        self.minibatch_tokens = tokens
 
     @torch.no_grad()
     def add(self, terms: LossTerms, outputs: TokenOutputs, micro: TrainBatch) -> None:
@@ -125,7 +162,8 @@ class _Tally:
             terms.value,
             terms.policy_clipped.float(),
             terms.value_clipped.float(),
-            estimate_kl(micro.logprobs, outputs.logprobs, "k3"),
+            kl_of_update(outputs.logprobs, micro.logprobs),
+            terms.kl,
             outputs.entropy,
         )
         sums = [masked_sum(column, mask) for column in columns]
@@ -135,6 +173,11 @@ class _Tally:
         if not self.grad_norms:
             error = float((ratio - 1).abs().max())
             self.ratio_first_error = max(self.ratio_first_error, error)
+
+    def minibatch_kl(self) -> float:
+        """KL(new || old) of the present minibatch over all processes, nats a token."""
+        mine = float(self.sums[SUMS.index("kl")]) - self.kl_before
+        return float(self.processes.sum(torch.tensor(mine))) / self.minibatch_tokens
 
     def add_step(self, grad_norm: float) -> None:
         """Count one optimizer step."""
@@ -151,8 +194,10 @@ class _Tally:
             policy_clip_fraction=means["policy_clipped"],
             value_clip_fraction=means["value_clipped"],
             kl=means["kl"],
+            ref_kl=means["ref_kl"],
             entropy=means["entropy"],
             ratio_max=max(pair[0] for pair in maxima),
             ratio_first_error=max(pair[1] for pair in maxima),
             grad_norm=sum(self.grad_norms) / len(self.grad_norms),
+            optimizer_steps=len(self.grad_norms),
         )

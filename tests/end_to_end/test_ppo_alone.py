@@ -170,6 +170,64 @@ def test_two_processes_are_one(four_steps: Path) -> None:
     assert (four_steps / "two" / "evaluation" / "summary.json").is_file()
 
 
+STATEFUL: dict[str, Any] = {  # everything that a step hands on to the next, and every sum over it
+    "advantage": {"kind": "grpo"},
+    "rollout": {"samples_per_prompt": 3},
+    "reward": {
+        "normalization": "standardize",
+        "normalization_from": "running",
+        "clip_range": 1.5,
+        "length_penalty": 0.1,
+        "length_free_tokens": 4,
+        "missing_stop_penalty": 0.5,
+        "whiten": True,
+    },
+    "kl": {"controller": "target", "place": "loss", "estimator": "k3", "target": 0.1},
+    "ppo": {
+        "objective": "kl_penalty",
+        "penalty_target": 0.0001,
+        "target_kl": 0.002,
+        "entropy_coefficient": 0.01,
+        "loss_aggregation": "sequence",
+        "learning_rate": 0.005,
+    },
+}
+
+
+def test_what_one_step_hands_to_the_next_survives_a_resume(
+    tmp_path: Path, gpt2_models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(make_config(tmp_path, gpt2_models, **STATEFUL))
+    whole = ["--config", config, "--ppo.steps", "4", "--output_dir", "whole"]
+    assert run_here("ppo", whole, tmp_path, monkeypatch) == 0
+    halves = ["--config", config, "--output_dir", "halves"]
+    assert run_here("ppo", halves, tmp_path, monkeypatch) == 0
+    halves += ["--ppo.steps", "4", "--resume"]
+    assert run_here("ppo", halves, tmp_path, monkeypatch) == 0
+    metrics = metrics_of(tmp_path / "whole")
+    assert metrics_of(tmp_path / "halves") == metrics
+    assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
+    for name in ("kl/beta", "policy/penalty"):
+        assert len({entry[name] for entry in metrics}) > 2, name
+    assert all(entry["policy/optimizer_steps"] < 6 for entry in metrics)  # stopped early
+    assert not any(name.startswith("value/") for name in metrics[0])
+
+
+def test_two_processes_share_groups_controllers_and_early_stops(
+    tmp_path: Path, gpt2_models: dict[str, str]
+) -> None:
+    config = make_config(tmp_path, gpt2_models, **STATEFUL)
+    run_script("ppo", config, "--output_dir", "one")
+    run_script("ppo", config, "--output_dir", "two", processes=2)
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert len(two) == 2
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            if name != "policy/sampler_gap":
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-4), name
+
+
 @pytest.mark.parametrize(
     "sections",
     [
@@ -178,8 +236,18 @@ def test_two_processes_are_one(four_steps: Path) -> None:
         {"value": {"model": "policy", "learning_rate": 0.01}},
         {"value": {"model": "reward"}, "policy": {"gradient_checkpointing": True}},
         {"kl": {"controller": "adaptive"}, "reward": {"normalization": "standardize"}},
+        {"advantage": {"kind": "rloo"}, "rollout": {"samples_per_prompt": 2}},
+        {"advantage": {"kind": "n_step", "n": 3}, "ppo": {"objective": "surrogate"}},
     ],
-    ids=["lora", "adapter_and_value_trunk", "value_policy", "value_reward", "adaptive"],
+    ids=[
+        "lora",
+        "adapter_and_value_trunk",
+        "value_policy",
+        "value_reward",
+        "adaptive",
+        "rloo",
+        "surrogate",
+    ],
 )
 def test_variants_run_evaluate_and_start_from_the_reference(
     sections: dict[str, Any],

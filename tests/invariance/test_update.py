@@ -11,10 +11,11 @@ from helpers import FAMILIES
 from runs import START, make_run, rollout_batch
 from torch import Tensor
 
-from rlhf_ppo.algorithm.losses import ppo_loss
+from rlhf_ppo.algorithm.losses import LossSettings, ppo_loss
 from rlhf_ppo.models.forward import lay_out
 from rlhf_ppo.training.ppo import PpoRun, ppo_step
-from rlhf_ppo.training.update import UpdateStats, ppo_update
+from rlhf_ppo.training.train_batch import loss_settings
+from rlhf_ppo.training.update import UpdateStats, kl_after_update, ppo_update
 
 LORA = {"rank": 2, "alpha": 4}
 
@@ -49,9 +50,8 @@ def update(run: PpoRun, batch: Any, train_policy: bool = True) -> tuple[list[Ten
         run.roles.policy_forward,
         recorder,  # type: ignore[arg-type]
         batch,
-        run.config.ppo,
-        run.config.value,
-        run.config.rollout.temperature,
+        run.config,
+        loss_settings(run.config, run.config.kl.beta, run.config.ppo.penalty),
         torch.Generator().manual_seed(0),
         run.processes,
         train_policy,
@@ -94,21 +94,113 @@ def test_the_gradient_is_that_of_the_loss_summed_over_tokens_and_divided_once() 
     (found,), _ = update(run, batch)
     policy = ragged_run(**ppo()).roles.policy
     outputs = policy(lay_out(batch.tokens), 1.2)
-    terms = ppo_loss(
-        outputs.logprobs,
-        outputs.values,
-        batch.logprobs,
-        batch.values,
-        batch.advantages,
-        batch.returns,
-        clip_range=0.2,
-        value_clip_range=0.2,
-        value_coefficient=0.3,
-    )
+    settings = LossSettings(clip_range=0.2, value_clip_range=0.2, value_coefficient=0.3)
+    terms = ppo_loss(outputs, batch, settings)
     mask = batch.tokens.response_mask
     (terms.loss[mask].sum() / int(mask.sum())).backward()
     expected = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
     assert distance(expected, found) < 1e-4
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
+def test_every_aggregation_is_one_sum_however_it_is_split(aggregation: str) -> None:
+    """Against a loss that is averaged by hand, response by response."""
+    settings = ppo(loss_aggregation=aggregation, micro_batch_tokens=50)
+    run = ragged_run(**settings)
+    batch = rollout_batch(run)
+    (found,), _ = update(run, batch)
+    policy = ragged_run(**ppo()).roles.policy
+    loss = ppo_loss(policy(lay_out(batch.tokens), 1.2), batch, LossSettings(value_coefficient=0.3))
+    rows = [
+        per_token[keep]
+        for per_token, keep in zip(loss.loss, batch.tokens.response_mask, strict=True)
+    ]
+    expected = {
+        "token": torch.cat(rows).mean(),
+        "sequence": torch.stack([row.mean() for row in rows]).mean(),
+        "fixed": torch.stack([row.sum() / 9 for row in rows]).mean(),
+    }[aggregation]
+    expected.backward()
+    wanted = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    assert distance(wanted, found) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_entropy_bonus_raises_the_entropy_of_the_plain_model(family: str) -> None:
+    """Its gradient alone (advantages 0), against logits of the model's own forward pass."""
+    settings = ppo(entropy_coefficient=0.5) | {"advantage": {"kind": "reward_to_go"}}
+    run = ragged_run(family, **settings)
+    batch = rollout_batch(run)
+    batch = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    (found,), _ = update(run, batch)
+    lm = ragged_run(family, **settings).roles.policy.lm
+    total = torch.zeros(())
+    tokens = batch.tokens
+    for row in range(len(batch.logprobs)):
+        prompt = tokens.prompt_ids[row, : tokens.prompt_lengths[row]]
+        response = tokens.response_ids[row][tokens.response_mask[row]]
+        logits = lm(input_ids=torch.cat([prompt, response])[None]).logits[0]
+        table = (logits[len(prompt) - 1 : -1] / 1.2).log_softmax(dim=-1)
+        total = total - (table.exp() * table).sum()
+    (-0.5 * total / int(tokens.response_mask.sum())).backward()
+    wanted = torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
+    assert distance(wanted, found[: len(wanted)]) < 1e-4
+    assert not bool(found[len(wanted) :].any())  # reward_to_go learns no values
+
+
+def test_an_update_stops_before_the_step_at_which_it_has_moved_too_far() -> None:
+    settings = {"epochs": 6, "learning_rate": 0.0002}
+    free = ragged_run(**ppo(**settings))
+    batch = rollout_batch(free)
+    limited = ragged_run(**ppo(**settings, target_kl=0.005))
+    stats = real_update(limited, batch)
+    assert 1 < stats.optimizer_steps < 6
+    assert reached(limited, batch) > 0.005  # the step before it was the one too many ...
+    shorter = ragged_run(**ppo(**settings | {"epochs": stats.optimizer_steps}))
+    real_update(shorter, batch)
+    for one, other in zip(
+        *(run.roles.policy.parameters() for run in (limited, shorter)), strict=True
+    ):
+        assert torch.equal(one, other)  # ... and after it nothing moved
+    shorter = ragged_run(**ppo(**settings | {"epochs": stats.optimizer_steps - 1}))
+    real_update(shorter, batch)
+    assert reached(shorter, batch) <= 0.005
+
+
+def test_the_kl_after_an_update_is_that_of_the_whole_rollout() -> None:
+    run = ragged_run(**ppo(epochs=3, learning_rate=0.01, judge_batch_tokens=60))
+    batch = rollout_batch(run)
+    assert kl_after_update(run.roles.policy_forward, batch, run.config, run.processes) < 1e-9
+    real_update(run, batch)
+    with torch.no_grad():
+        new = run.roles.policy(lay_out(batch.tokens), 1.2).logprobs
+    log_ratio = (new - batch.logprobs)[batch.tokens.response_mask]
+    wanted = float((log_ratio.exp() - 1 - log_ratio).mean())
+    found = kl_after_update(run.roles.policy_forward, batch, run.config, run.processes)
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert wanted > 1e-3
+
+
+def reached(run: PpoRun, batch: Any) -> float:
+    """KL(new || old) of the whole rollout, nats a token."""
+    with torch.no_grad():
+        new = run.roles.policy(lay_out(batch.tokens), 1.2).logprobs
+    log_ratio = (new - batch.logprobs)[batch.tokens.response_mask]
+    return float((log_ratio.exp() * log_ratio - log_ratio.exp() + 1).mean())
+
+
+def real_update(run: PpoRun, batch: Any) -> UpdateStats:
+    """An update by the run's own optimizer."""
+    return ppo_update(
+        run.roles.policy,
+        run.roles.policy_forward,
+        run.optimizer,
+        batch,
+        run.config,
+        loss_settings(run.config, 0.0, 1.0),
+        torch.Generator().manual_seed(0),
+        run.processes,
+    )
 
 
 def test_permuted_rows_do_not_change_the_gradient() -> None:

@@ -160,9 +160,45 @@ def test_broken_yaml_names_the_file_and_the_line(tmp_path: Path, text: str, part
     assert str(path) in found and part in found
 
 
-def test_two_rules_for_missing_stops_contradict_each_other(file: Path) -> None:
-    found = message(file, "--reward.missing_stop_penalty", "1", "--reward.missing_stop_score", "-1")
-    assert "missing_stop_penalty or missing_stop_score, not both" in found
+TOGETHER = [
+    ("--reward.missing_stop_penalty 1 --reward.missing_stop_score -1", "two rules"),
+    ("--reward.length_free_tokens 4", "reward.length_free_tokens = 4 has no effect"),
+    ("--reward.normalization_from running", "reward.normalization = none"),
+    ("--kl.controller target --kl.beta 0", "kl.controller = target: a controller multiplies"),
+    ("--kl.controller adaptive --kl.beta 0", "kl.controller = adaptive: a controller"),
+    ("--advantage.kind rloo --advantage.value_lam 1", "advantage.value_lam = 1.0 has no effect"),
+    ("--advantage.kind n_step --advantage.n 2 --advantage.length_alpha 1", "length_alpha = 1.0"),
+    ("--advantage.kind n_step", "advantage.n: missing"),
+    ("--advantage.n 3", "advantage.n = 3 has no effect with advantage.kind = gae"),
+    ("--advantage.scale_groups false", "advantage.scale_groups = false has no effect"),
+    (
+        "--advantage.kind grpo --advantage.gamma 0.9 --rollout.samples_per_prompt 2",
+        "advantage.gamma = 0.9 with advantage.kind = grpo",
+    ),
+    ("--advantage.kind rloo", "rollout.samples_per_prompt = 1 with advantage.kind = rloo"),
+    ("--advantage.kind reinforce_pp --advantage.whiten false", "whitens by definition"),
+    ("--advantage.kind reward_to_go --value.model policy", "would load a model for nothing"),
+    ("--ppo.objective surrogate --ppo.dual_clip 3", "ppo.dual_clip = 3.0 has no effect"),
+    ("--ppo.objective kl_penalty --ppo.clip_range_high 0.3", "ppo.clip_range_high = 0.3 has no"),
+    ("--ppo.penalty_target 0.1", "ppo.penalty_target = 0.1 has no effect"),
+    ("--ppo.objective policy_gradient --ppo.epochs 2", "ppo.epochs = 2 and ppo.minibatches = 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "part"), TOGETHER)
+def test_settings_that_contradict_one_another_are_named_with_their_values(
+    file: Path, words: str, part: str
+) -> None:
+    found = message(file, *words.split())
+    assert part in found
+    assert str(file) in found
+    assert len(found) < 600  # not the whole section
+
+
+def test_all_contradictions_stand_in_one_message(file: Path) -> None:
+    found = message(file, "--advantage.n", "3", "--ppo.penalty_target", "0.1", "--kl.beta", "0")
+    assert "2 problems" in found
+    assert "advantage.n = 3" in found and "ppo.penalty_target = 0.1" in found
 
 
 def test_print_config_round_trips(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

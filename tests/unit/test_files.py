@@ -11,6 +11,7 @@ import torch
 from helpers import make_config, write_jsonl
 from torch import nn
 
+from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.stamps import check_stamp, make_stamps, read_stamp, write_stamp
 from rlhf_ppo.training.checkpoint import (
@@ -26,7 +27,7 @@ from rlhf_ppo.training.trainer import save_stage
 
 
 def progress(step: int) -> Progress:
-    return Progress(step, 8 * step, 80 * step, 0.05, 1.5, 2.0)
+    return Progress(step, 8 * step, 80 * step, 0.05, 0.1, 2.0, Moments(3, 0.1, 1 / 3))
 
 
 def model_and_optimizer(seed: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -10,7 +10,8 @@ from helpers import make_config
 from rlhf_ppo.config import KlConfig, PpoConfig
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.plan import make_plan
-from rlhf_ppo.training.ppo import learning_rate_factor, make_controller
+from rlhf_ppo.training.ppo import learning_rate_factor
+from rlhf_ppo.training.train_batch import make_controller
 
 
 def sizes(batch_size: int = 10, **ppo: Any) -> Any:
@@ -19,7 +20,7 @@ def sizes(batch_size: int = 10, **ppo: Any) -> Any:
 
 def test_numbers_by_hand() -> None:
     plan = make_plan(sizes(steps=7, epochs=3, minibatches=4), 2, 20, 6)
-    assert plan.prompts_per_process == 5
+    assert plan.responses_per_process == 5
     assert plan.minibatch_size == 2  # 10 rows in 4 parts: 3, 3, 2, 2
     assert plan.optimizer_steps_per_step == 12
     assert plan.optimizer_steps == 84
@@ -33,7 +34,7 @@ def test_numbers_by_hand() -> None:
 
 
 def test_an_uneven_share_is_rounded_up() -> None:
-    assert make_plan(sizes(), 3, 20, 6).prompts_per_process == 4
+    assert make_plan(sizes(), 3, 20, 6).responses_per_process == 4
 
 
 def test_every_problem_stands_in_one_message() -> None:
@@ -75,7 +76,12 @@ def test_warm_up_longer_than_the_run_never_passes_the_peak() -> None:
 
 
 def test_the_controller_goes_on_from_the_present_beta() -> None:
-    adaptive = make_controller(KlConfig(controller="adaptive", beta=1.0, target=2.0), beta=0.3)
-    assert adaptive.update(2.0, 10).beta == 0.3
-    assert adaptive.update(9.0, 10).beta > 0.3
-    assert make_controller(KlConfig(), beta=0.3).update(9.0, 10).beta == 0.3
+    def after(controller: Any, kl: float, error: float = -1.0) -> float:
+        settings = KlConfig(controller=controller, beta=1.0, target=2.0)
+        return make_controller(settings, beta=0.3, error=error).update(kl, 10).beta
+
+    assert after("adaptive", 2.0) == 0.3
+    assert after("adaptive", 9.0) > 0.3
+    assert after("fixed", 9.0) == 0.3
+    assert after("target", 2.0, error=0.0) == 0.3
+    assert after("target", 2.0, error=1.0) < 0.3 < after("target", 9.0, error=0.0)

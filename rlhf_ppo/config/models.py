@@ -1,0 +1,92 @@
+"""The roles: policy, value function, reward."""
+
+from typing import Literal
+
+from rlhf_ppo.config.base import Count, CountOrZero, Number, Positive, PositiveOrZero, Settings
+
+
+class ScratchConfig(Settings):
+    """A tiny Llama and its tokenizer, made from nothing: for learning and for tests."""
+
+    vocabulary_size: Count = 1024
+    """Upper limit of the byte-level BPE vocabulary (tokens)."""
+    hidden_size: Count = 96
+    """Width of the residual stream."""
+    layers: Count = 2
+    """Number of transformer blocks."""
+    heads: Count = 3
+    """Attention heads in a block; must divide `hidden_size`."""
+    intermediate_size: Count = 256
+    """Width of the MLP."""
+    max_positions: Count = 256
+    """Longest sequence, prompt and response together (tokens)."""
+    initializer_range: Positive = 0.05
+    """Standard deviation of the initial weights."""
+
+
+class PolicyConfig(Settings):
+    """The model that is tuned."""
+
+    path: str | None = None
+    """Folder or hub id of a causal language model; empty: made from nothing by `scratch`."""
+    scratch: ScratchConfig | None = None
+    """Shape of a model made from nothing, when `path` is empty."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory. Keep float32 for full fine-tuning: it holds small updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LoraConfig(Settings):
+    """Train low-rank adapters instead of all weights (needs far less memory)."""
+
+    rank: Count = 16
+    """Rank of each adapter matrix."""
+    alpha: Positive = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get an adapter; "all-linear" takes all but the output layer."""
+    save: Literal["merged", "adapter"] = "merged"
+    """What is left in policy/: a full model with the adapter merged in, or the adapter alone."""
+
+
+class ValueConfig(Settings):
+    """V(state), one number a token; unused where `advantage.kind` learns no value function."""
+
+    model: Literal["shared", "policy", "reward"] = "shared"
+    """A head on the policy's trunk, or a separate model started from the policy or the reward."""
+    coefficient: Positive = 0.1
+    """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
+    learning_rate: Positive | None = None
+    """Peak learning rate of the value head or value model; null: `ppo.learning_rate`."""
+    clip_range: PositiveOrZero | None = 0.2
+    """New values stay within this distance of the old ones (reward units); null: no clipping."""
+
+
+class RewardConfig(Settings):
+    """What a response is worth."""
+
+    path: str | None = None
+    """Folder or hub id of a sequence-classification model with one output; empty: train one."""
+    max_tokens: Count = 2048
+    """A longer conversation is an error, never cut (tokens of the reward model's tokenizer)."""
+    batch_tokens: Count = 16384
+    """Tokens, padding included, in one forward pass of the reward model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the reward model's weights in memory."""
+    missing_stop_penalty: PositiveOrZero = 0.0
+    """Subtracted from the score of a response that did not end by itself (reward units)."""
+    missing_stop_score: Number | None = None
+    """If set, the whole score of a response that did not end by itself (reward units)."""
+    length_penalty: PositiveOrZero = 0.0
+    """Subtracted from the score for each token beyond `length_free_tokens` (reward units)."""
+    length_free_tokens: CountOrZero = 0
+    """Tokens of a response that the length penalty leaves alone."""
+    normalization: Literal["none", "center", "scale", "standardize"] = "none"
+    """Bring scores to mean 0 (center), to variance 1 (scale), or both (standardize)."""
+    normalization_from: Literal["reference", "running"] = "reference"
+    """Mean and variance of the reference's responses in the first step, or of all so far."""
+    clip_range: Positive | None = None
+    """Scores are held within this distance of 0, after normalization; null: never."""
+    whiten: bool = False
+    """Divide the rewards of a step (score and KL together) by their deviation; keep the mean."""
