@@ -28,16 +28,18 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale x (B, R) to variance 1 and shift it to mean 0 under the mask; padding becomes 0.
 
     Biased variance, as in lm-human-preferences (`utils/core.py`, `whiten`). The 1e-8 keeps a
-    constant x at its mean instead of dividing by zero.
+    constant x at its mean instead of dividing by zero; float64, because rounding of the mean,
+    divided by almost nothing, would give equal rewards an opinion.
 
     Args:
         x: (B, R), any unit.
         mask: (B, R) bool, True where x counts.
         shift_mean: False: the mean stays where it was, so that signs keep their meaning.
     """
-    mean = masked_mean(x, mask)
-    scaled = (x - mean) * torch.rsqrt(masked_variance(x, mask) + 1e-8)
-    return zero_padding(scaled if shift_mean else scaled + mean, mask)
+    wide = x.double()
+    mean = masked_mean(wide, mask)
+    scaled = (wide - mean) * torch.rsqrt(masked_variance(wide, mask) + 1e-8)
+    return zero_padding(scaled if shift_mean else scaled + mean, mask).to(x.dtype)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

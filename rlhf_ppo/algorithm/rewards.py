@@ -49,17 +49,19 @@ def normalize_scores(scores: Tensor, moments: Moments, how: Normalization) -> Te
     Args:
         scores: (B,) reward units.
         moments: of the reference's responses, or of all so far.
-        how: "center" subtracts the mean, "scale" divides by the deviation, "standardize" both.
+        how: "center" subtracts the mean, "scale" divides by the deviation, "standardize" both;
+            scores that never varied are divided by 1.
     """
+    deviation = moments.deviation if moments.deviation > 1e-6 else 1.0
     match how:
         case "none":
             return scores
         case "center":
             return scores - moments.mean
         case "scale":
-            return scores / max(moments.deviation, 1e-6)
+            return scores / deviation
         case "standardize":
-            return (scores - moments.mean) / max(moments.deviation, 1e-6)
+            return (scores - moments.mean) / deviation
         case _:
             assert_never(how)
 

@@ -23,6 +23,12 @@ def contradictions(config: "Config") -> Iterator[str]:
             f"kl.beta = 0 with kl.controller = {kl.controller}: a controller multiplies beta, so "
             "it would stay 0; set kl.beta above 0, or kl.controller to fixed"
         )
+    responses = config.rollout.batch_size * config.rollout.samples_per_prompt
+    if kl.controller == "adaptive" and responses >= 5 * kl.horizon:
+        yield (
+            f"kl.horizon = {kl.horizon} with {responses} responses a step: one step could turn "
+            f"beta negative; set it above {responses // 5}, better to those of a hundred steps"
+        )
 
 
 def _of_reward(config: "Config") -> Iterator[str]:

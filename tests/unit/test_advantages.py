@@ -151,6 +151,12 @@ def test_scores_that_make_no_groups_are_refused_with_the_numbers(
         function(torch.ones(6), group_size)  # type: ignore[operator]
 
 
+def test_reinforce_plus_plus_refuses_what_makes_no_groups() -> None:
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="6 scores do not split into groups of 4;"):
+        reinforce_plus_plus(torch.ones(6, 2), mask, GAMMA, group_size=4)
+
+
 def test_reinforce_plus_plus_whitens_the_reward_to_go_by_hand() -> None:
     rewards, mask = ragged([0, 2], [4]), mask_of([0, 2], [4])
     # To go with gamma = 0.5: 1, 2, 4; mean 7/3; squared distances 16/9, 1/9, 25/9.

@@ -166,6 +166,10 @@ TOGETHER = [
     ("--reward.normalization_from running", "reward.normalization = none"),
     ("--kl.controller target --kl.beta 0", "kl.controller = target: a controller multiplies"),
     ("--kl.controller adaptive --kl.beta 0", "kl.controller = adaptive: a controller"),
+    (
+        "--kl.controller adaptive --kl.horizon 12 --rollout.batch_size 64",
+        "kl.horizon = 12 with 64 responses a step",
+    ),
     ("--advantage.kind rloo --advantage.value_lam 1", "advantage.value_lam = 1.0 has no effect"),
     ("--advantage.kind n_step --advantage.n 2 --advantage.length_alpha 1", "length_alpha = 1.0"),
     ("--advantage.kind n_step", "advantage.n: missing"),

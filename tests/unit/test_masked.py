@@ -72,6 +72,13 @@ def test_whitening_almost_a_constant_divides_by_the_floor() -> None:
     assert white[0].tolist() == pytest.approx([1e-5 / (1e-10 + 1e-8) ** 0.5, -0.0995037190])
 
 
+@pytest.mark.parametrize("value", [100.1, 1000.1, -3.3e5])
+def test_whitening_equal_rewards_gives_no_opinion(value: float) -> None:
+    """In float32 the rounding of the mean, over the floor, came to .88."""
+    found = whiten(torch.full((64, 37), value), torch.ones(64, 37, dtype=torch.bool))
+    assert float(found.abs().max()) < 1e-3
+
+
 def test_whitening_a_constant_leaves_it_at_its_mean() -> None:
     five = torch.full((2, 3), 5.0)
     assert whiten(five, MASK).tolist() == [[0, 0, 0], [0, 0, 0]]
