@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf_ppo.config import Config, SupervisedConfig
+from rlhf_ppo.config import Config, PpoConfig, SupervisedConfig
 from rlhf_ppo.errors import UserError
 
 
@@ -40,6 +40,19 @@ class Plan:
             ("responses", f"{self.episodes} ({self.data_epochs:.1f} passes over the prompts)"),
             ("response tokens", f"up to {self.max_response_tokens}"),
         ]
+
+
+def training_tokens(ppo: PpoConfig, device: str) -> int:
+    """Tokens in one forward pass with gradients; `device` is a type, like "cpu".
+
+    On a CPU more than 512 is no faster and the activations only take memory (docs/performance.md).
+    """
+    return ppo.micro_batch_tokens or (512 if device == "cpu" else 8192)
+
+
+def judging_tokens(ppo: PpoConfig, device: str) -> int:
+    """Tokens in one forward pass without gradients; `device` is a type, like "cpu"."""
+    return ppo.judge_batch_tokens or (2048 if device == "cpu" else 32768)
 
 
 def stage_micro_batch(stage: SupervisedConfig, section: str, processes: int) -> int:

@@ -81,10 +81,10 @@ class PpoConfig(Settings):
     """Passes over each rollout."""
     minibatches: Count = 1
     """Optimizer steps a pass: the rollout is split into this many parts."""
-    micro_batch_tokens: Count = 4096
-    """Tokens, padding included, in one training forward pass on one process."""
-    judge_batch_tokens: Count = 16384
-    """Tokens, padding included, in one forward pass without gradients on one process."""
+    micro_batch_tokens: Count | None = None
+    """Tokens in one training forward pass on one process; null: 512 on a CPU, 8192 on a GPU."""
+    judge_batch_tokens: Count | None = None
+    """Tokens in one forward pass without gradients; null: 2048 on a CPU, 32768 on a GPU."""
     learning_rate: Positive = 1e-6
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"

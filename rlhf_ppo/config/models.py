@@ -71,7 +71,7 @@ class RewardConfig(Settings):
     max_tokens: Count = 2048
     """A longer conversation is an error, never cut (tokens of the reward model's tokenizer)."""
     batch_tokens: Count = 16384
-    """Tokens, padding included, in one forward pass of the reward model."""
+    """Tokens in one forward pass of the reward model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the reward model's weights in memory."""
     missing_stop_penalty: PositiveOrZero = 0.0

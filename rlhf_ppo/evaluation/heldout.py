@@ -14,6 +14,7 @@ from rlhf_ppo.config import Config
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.evaluation.gold import GoldScorer, Parts
 from rlhf_ppo.evaluation.statistics import Estimate, bootstrap_mean, distinct_n, win_rate
+from rlhf_ppo.plan import judging_tokens
 from rlhf_ppo.rollout.collect import Roles, judge, response_texts, sample, sample_reference
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import derive_seed, sampling_noise
@@ -91,7 +92,7 @@ class Evaluator:
             self.roles,
             responses.tokens,
             self.sampling.temperature,
-            self.config.ppo.judge_batch_tokens,
+            judging_tokens(self.config.ppo, self.processes.device.type),
         )
         mask = responses.tokens.response_mask
         difference = torch.where(mask, outputs.logprobs - ref_logprobs, 0.0)

@@ -1,55 +1,67 @@
 """Token ids to log-probabilities, entropies and hidden states: the one forward pass.
 
-Prompt and response are laid side by side and padded on the right. A causal model never looks to
-its right, so no attention mask is needed and padding cannot leak in. The output layer sees
-response positions only, in chunks: the (B, T, V) logits are never made.
+Prompts and responses lie end to end in one row (`packing.py`): no padding is computed. The output
+layer sees response positions only, in chunks: the (B, T, V) logits are never made.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Tokens
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.packing import run_packed, takes_packed
+from rlhf_ppo.models.softmax import logprobs_and_entropies
 
-# Tokens whose logits exist at the same time; 1024 x 150k float32 is 0.6 GB.
-CHUNK = 1024
+# Bytes of the float32 logits that exist at the same time. Larger ones leave a CPU's caches.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens arranged for one forward pass; N is the number of response tokens."""
+    """Tokens arranged for one forward pass: T in all, N of them in responses."""
 
-    input_ids: Tensor  # (B, T) int64, prompt then response, right-padded
-    positions: Tensor  # (N,) int64, into the flattened (B * T): where each token is predicted
+    ids: Tensor  # (T,) int64, each prompt with its response, end to end
+    positions: Tensor  # (T,) int64, place of each token in its sequence
+    lengths: tuple[int, ...]  # tokens of each sequence; they sum to T
+    places: Tensor  # (N,) int64, into T: where each response token is predicted
     targets: Tensor  # (N,) int64, the response tokens
     mask: Tensor  # (B, R) bool
 
+    def to(self, device: torch.device) -> "Layout":
+        """The same layout on another device."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, **moved)
+
+
+_TENSORS = ("ids", "positions", "places", "targets", "mask")
+
 
 def lay_out(tokens: Tokens) -> Layout:
-    """Join prompts and responses, and find where each response token is predicted.
+    """Put prompts and responses end to end, and find where each response token is predicted.
 
     This is the only place of the project where the shift by one stands: the token at position p
     is predicted by the hidden state at p - 1, which is also the state that its value speaks of.
     """
-    batch, width = len(tokens.prompt_ids), int(tokens.lengths.max())
     mask = tokens.response_mask
-    device = mask.device
-    input_ids = torch.zeros(batch, width, dtype=torch.int64, device=device)
-    column = torch.arange(tokens.prompt_ids.shape[1], device=device)
+    column = torch.arange(tokens.prompt_ids.shape[1], device=mask.device)
     in_prompt = column < tokens.prompt_lengths[:, None]
-    rows, columns = in_prompt.nonzero(as_tuple=True)
-    input_ids[rows, columns] = tokens.prompt_ids[in_prompt]
-    rows, columns = mask.nonzero(as_tuple=True)
-    places = tokens.prompt_lengths[rows] + columns
-    targets = tokens.response_ids[mask]
-    input_ids[rows, places] = targets
-    return Layout(input_ids, rows * width + places - 1, targets, mask)
+    keep = torch.cat([in_prompt, mask], dim=1)
+    number = keep.flatten().cumsum(0).view(keep.shape) - 1  # of each kept token in the row
+    return Layout(
+        ids=torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1)[keep],
+        positions=(keep.cumsum(dim=1) - 1)[keep],
+        lengths=tuple(tokens.lengths.tolist()),
+        places=number[:, in_prompt.shape[1] :][mask] - 1,
+        targets=tokens.response_ids[mask],
+        mask=mask,
+    )
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
@@ -59,8 +71,28 @@ def spread(flat: Tensor, mask: Tensor) -> Tensor:
 
 def hidden_states(trunk: nn.Module, layout: Layout) -> Tensor:
     """Last hidden state where each response token is predicted, (N, H)."""
-    states: Tensor = trunk(input_ids=layout.input_ids, use_cache=False).last_hidden_state
-    return states.flatten(0, 1)[layout.positions]
+    states = sequence_states(trunk, layout.ids, layout.positions, layout.lengths)
+    return states[layout.places]
+
+
+def sequence_states(
+    trunk: nn.Module, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]
+) -> Tensor:
+    """Last hidden states (T, H) of sequences that lie end to end.
+
+    Args:
+        trunk: a model without its head.
+        ids: (T,) tokens.
+        positions: (T,) place of each token in its sequence.
+        lengths: of the sequences; they sum to T.
+    """
+    if takes_packed(trunk, max(lengths)):
+        return run_packed(trunk, ids, positions, lengths)
+    # A causal model never looks to its right: padded there, it needs no mask.
+    rows = pad_sequence(list(ids.split(lengths)), batch_first=True)
+    states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
+    inside = torch.arange(rows.shape[1]) < torch.tensor(lengths)[:, None]
+    return states[inside.to(states.device)]
 
 
 def token_logprobs(
@@ -80,10 +112,11 @@ def token_logprobs(
         entropy_gradient: let gradients flow through the entropy too.
     """
     parts = []
+    size = _chunk_tokens(model, states.device.type)
     arguments = (temperature, entropy_gradient)
-    for chunk, ids in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
-        # With several chunks the logits are made again in the backward pass, not kept.
-        recompute = torch.is_grad_enabled() and len(states) > CHUNK
+    # With several chunks the logits are made again in the backward pass, not kept.
+    recompute = torch.is_grad_enabled() and len(states) > size
+    for chunk, ids in zip(states.split(size), targets.split(size), strict=True):
         if recompute:
             parts.append(
                 checkpoint(_chunk_logprobs, model, chunk, ids, *arguments, use_reentrant=False)
@@ -94,6 +127,11 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
+def _chunk_tokens(model: PreTrainedModel, device: str) -> int:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return max(16, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+
+
 def _chunk_logprobs(
     model: PreTrainedModel,
     states: Tensor,
@@ -101,12 +139,8 @@ def _chunk_logprobs(
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    logits = output_logits(model, states).float() / temperature
-    log_softmax = logits.log_softmax(dim=-1)
-    logprobs = log_softmax.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-        entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
-    return logprobs, entropy
+    logits = output_logits(model, states)
+    return logprobs_and_entropies(logits, targets, temperature, entropy_gradient)
 
 
 def output_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
@@ -151,22 +185,24 @@ def check_output_layer(model: PreTrainedModel, path: str) -> None:
 
 
 def micro_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
-    """Group rows of similar length so that each group, padded, stays within a token budget.
+    """Group rows of similar length so that each group stays within a token budget.
 
     Args:
         lengths: (B,) tokens of each row.
-        budget: tokens, padding included; a row longer than that stands alone.
+        budget: tokens; a row longer than that stands alone.
 
     Yields:
-        (n,) int64 row numbers; together they are all rows, once each.
+        (n,) int64 row numbers, by rising length; together they are all rows, once each.
     """
     order = lengths.argsort(stable=True).tolist()
     group: list[int] = []
+    filled = 0
     for row in order:
-        longest = int(lengths[row])  # rows come by rising length
-        if group and longest * (len(group) + 1) > budget:
+        length = int(lengths[row])
+        if group and filled + length > budget:
             yield torch.tensor(group)
-            group = []
+            group, filled = [], 0
         group.append(row)
+        filled += length
     if group:
         yield torch.tensor(group)

@@ -16,6 +16,7 @@ from rlhf_ppo.algorithm.batch import TokenOutputs
 from rlhf_ppo.config import Config, LoraConfig, ValueConfig
 from rlhf_ppo.models.forward import Layout, find_trunk, hidden_states, spread, token_logprobs
 from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.packing import enable_packing
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 
@@ -36,6 +37,9 @@ class PolicyWithValueHead(nn.Module):
         super().__init__()
         self.lm = lm
         self.value_trunk = value_trunk
+        enable_packing(base_model(lm), find_trunk(base_model(lm)))
+        if value_trunk is not None:
+            enable_packing(value_trunk, value_trunk)
         config: Any = (lm if value_trunk is None else value_trunk).config
         width = config.get_text_config().hidden_size
         self.value_head = nn.Linear(int(width), 1)
@@ -81,6 +85,7 @@ class FrozenPolicy(nn.Module):
         """Freeze `lm`, which must not share weights with what is trained."""
         super().__init__()
         self.lm = lm.eval().requires_grad_(False)
+        enable_packing(self.lm, find_trunk(self.lm))
 
     def forward(self, layout: Layout, temperature: float) -> Tensor:
         """Log-probabilities of the response tokens, (B, R) float32, nats."""

@@ -82,7 +82,7 @@ def judge(
     logprobs, values, entropy, ref_logprobs = (torch.zeros(shape) for _ in range(4))
     for rows in micro_batches(tokens.lengths, budget):
         part = tokens.select(rows)
-        layout = lay_out(part.to(roles.device))
+        layout = lay_out(part).to(roles.device)
         outputs: TokenOutputs = roles.policy_forward(layout, temperature)
         logprobs[rows] = outputs.logprobs.float().cpu()
         values[rows] = outputs.values.float().cpu()

@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Responses, Tokens, concatenate
 from rlhf_ppo.data.prompts import EncodedPrompt
+from rlhf_ppo.models.forward import find_trunk, output_logits
+from rlhf_ppo.models.packing import run_packed, takes_packed
+from rlhf_ppo.models.prepacked import prepacked_linears
+from rlhf_ppo.rollout.cache import RoomyLayer, roomy_cache
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ def generate(
     parts = []
     training = model.training
     model.eval()  # gradient checkpointing, on in training mode, would throw the cache away
-    for start in range(0, len(order), settings.batch_size):
-        rows = order[start : start + settings.batch_size]
-        parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings))
+    with prepacked_linears(model, min(len(order), settings.batch_size)):
+        for start in range(0, len(order), settings.batch_size):
+            rows = order[start : start + settings.batch_size]
+            parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings))
     model.train(training)
     whole = concatenate(parts)
     return whole.select(torch.tensor(order).argsort())
@@ -123,24 +129,52 @@ def _decode(
 class _Decoder:
     """A model with its cache, one token at a time; prompts are padded on the left."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]) -> None:
         self.model = model
-        width = max(len(ids) for ids in prompts)
-        self.ids = torch.zeros(len(prompts), width, dtype=torch.int64, device=model.device)
+        self.prompts = prompts
+        lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
         # The mask is made from lengths: a pad token may well be a word or the stop token.
-        self.mask = torch.zeros_like(self.ids)
-        for row, ids in enumerate(prompts):
-            self.ids[row, width - len(ids) :] = torch.tensor(ids)
-            self.mask[row, width - len(ids) :] = 1
-        self.position = self.mask.sum(dim=1, keepdim=True)  # of the next token
-        self.cache = DynamicCache(config=model.config)
+        column = torch.arange(int(lengths.max()), device=model.device)
+        self.mask = (column >= lengths.max() - lengths[:, None]).long()
+        self.position = lengths[:, None]  # of the next token
+        self.cache = roomy_cache(model.config)
         known = inspect.signature(_plain(model).forward).parameters
         self.takes_positions = "position_ids" in known
         self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def prefill(self) -> Tensor:
         """Logits (B, V) of the first response token."""
-        return self._run(self.ids, (self.mask.cumsum(dim=1) - 1).clamp(min=0))
+        base: Any = _plain(self.model)
+        fits = takes_packed(base, self.mask.shape[1])
+        if fits and all(type(layer) is RoomyLayer for layer in self.cache.layers):
+            return self._prefill_packed(base)
+        ids = torch.zeros_like(self.mask)
+        ids[self.mask.bool()] = torch.tensor([i for p in self.prompts for i in p]).to(ids.device)
+        return self._run(ids, (self.mask.cumsum(dim=1) - 1).clamp(min=0))
+
+    def _prefill_packed(self, base: PreTrainedModel) -> Tensor:
+        """Each different prompt once, without padding; then a row of the cache a response."""
+        number = {prompt: place for place, prompt in enumerate(dict.fromkeys(self.prompts))}
+        different = list(number)
+        lengths = [len(ids) for ids in different]
+        device = self.mask.device
+        ids = torch.tensor([token for prompt in different for token in prompt], device=device)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        cache = DynamicCache(config=base.config)
+        states = run_packed(find_trunk(base), ids, positions, tuple(lengths), cache)
+        which = torch.tensor([number[prompt] for prompt in self.prompts], device=device)
+        width = self.mask.shape[1]
+        for place in range(len(cache.layers)):
+            layer: Any = cache.layers[place]
+            keys, values = (
+                torch.stack(
+                    [pad(x, (0, 0, width - x.shape[1], 0)) for x in part[0].split(lengths, 1)]
+                )
+                for part in (layer.keys, layer.values)
+            )
+            self.cache.update(keys[which], values[which], place)
+        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        return output_logits(base, states[last])[which]
 
     def keep(self, rows: Tensor) -> None:
         """Drop the rows where `rows` (B,) is False."""

@@ -15,6 +15,7 @@ from rlhf_ppo.console import Stepper, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.data.template import as_text
+from rlhf_ppo.plan import judging_tokens
 from rlhf_ppo.rollout.collect import Roles, collect, response_texts, sample
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import generator, sampling_noise
@@ -183,9 +184,8 @@ def _collect_share(
     )
     responses = sample(run.roles, mine, noise[share], run.sampling)
     clock.lap("time/rollout")
-    rollout = collect(
-        run.roles, mine, responses, config.rollout.temperature, config.ppo.judge_batch_tokens
-    )
+    budget = judging_tokens(config.ppo, processes.device.type)
+    rollout = collect(run.roles, mine, responses, config.rollout.temperature, budget)
     whole = processes.gather(rollout)
     clock.lap("time/judge")
     return whole

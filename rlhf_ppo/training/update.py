@@ -13,6 +13,7 @@ from rlhf_ppo.algorithm.masked import masked_sum
 from rlhf_ppo.config import Config
 from rlhf_ppo.models.forward import lay_out, micro_batches
 from rlhf_ppo.models.policy import PolicyWithValueHead
+from rlhf_ppo.plan import judging_tokens, training_tokens
 from rlhf_ppo.training.distributed import Processes
 
 SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "ref_kl", "entropy")
@@ -84,10 +85,13 @@ def kl_after_update(
 ) -> float:
     """KL(old || new) over a rollout once its update is made, nats a token."""
     total = 0.0
+    budget = judging_tokens(config.ppo, processes.device.type)
     mine = _my_share(_weighted(batch, config), processes).batch
-    for group in micro_batches(mine.tokens.lengths, config.ppo.judge_batch_tokens):
-        micro = mine.select(group).to(processes.device)
-        outputs = policy_forward(lay_out(micro.tokens), config.rollout.temperature)
+    for group in micro_batches(mine.tokens.lengths, budget):
+        micro = mine.select(group)
+        layout = lay_out(micro.tokens).to(processes.device)
+        micro = micro.to(processes.device)
+        outputs = policy_forward(layout, config.rollout.temperature)
         moved = estimate_kl(micro.logprobs, outputs.logprobs, "k3")
         total += float(masked_sum(moved, micro.tokens.response_mask))
     return float(processes.sum(torch.tensor(total))) / int(batch.tokens.response_mask.sum())
@@ -123,13 +127,16 @@ def _accumulate_gradients(
     """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
     tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
     mine = _my_share(minibatch, processes)
-    groups = list(micro_batches(mine.batch.tokens.lengths, config.ppo.micro_batch_tokens))
+    budget = training_tokens(config.ppo, processes.device.type)
+    groups = list(micro_batches(mine.batch.tokens.lengths, budget))
     for number, group in enumerate(groups):
-        part = mine.select(group).to(processes.device)
+        part = mine.select(group)
+        layout = lay_out(part.batch.tokens).to(processes.device)
+        part = part.to(processes.device)
         micro, weights = part.batch, part.weights[:, None]
         with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
             outputs: TokenOutputs = policy_forward(
-                lay_out(micro.tokens), config.rollout.temperature, loss.entropy_coefficient > 0
+                layout, config.rollout.temperature, loss.entropy_coefficient > 0
             )
             terms = ppo_loss(outputs, micro, loss)
             processes.backward(masked_sum(terms.loss * weights, micro.tokens.response_mask))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from helpers import FAMILIES, encoded_prompts, plain_logprobs, tiny_model
 from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf_ppo.algorithm.batch import Responses
 from rlhf_ppo.config import LoraConfig, ValueConfig
 from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.models.forward import lay_out
+from rlhf_ppo.models import prepacked
+from rlhf_ppo.models.forward import find_trunk, lay_out
+from rlhf_ppo.models.packing import enable_packing, takes_packed
 from rlhf_ppo.models.policy import PolicyWithValueHead, build_policy
+from rlhf_ppo.rollout import generation
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
 from rlhf_ppo.rollout.noise import sampling_noise
 
@@ -174,3 +179,122 @@ def test_plain_logprobs_of_the_helpers_is_a_log_softmax() -> None:
     logits = model(input_ids=torch.tensor([[3, 4]])).logits[0, 1].detach()
     by_hand = logits[9] - logits.exp().sum().log()
     torch.testing.assert_close(plain_logprobs(model, [3, 4], [9])[0], by_hand)
+
+
+def packed_model(family: str) -> torch.nn.Module:
+    model = tiny_model(family)
+    assert enable_packing(model, find_trunk(model))
+    return model
+
+
+def assert_same_responses(found: Responses, expected: Responses) -> None:
+    assert texts(found) == texts(expected)
+    assert torch.equal(found.stopped, expected.stopped)
+    assert torch.equal(found.prompt_rows, expected.prompt_rows)
+    torch.testing.assert_close(
+        found.sampling_logprobs, expected.sampling_logprobs, rtol=0, atol=1e-5
+    )
+
+
+def count_packed_prefills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Lengths of the prompts that went through each packed prefill."""
+    seen: list[tuple[int, ...]] = []
+    kept = generation.run_packed
+
+    def count(
+        trunk: torch.nn.Module, ids: Tensor, at: Tensor, lengths: tuple[int, ...], *more: Any
+    ) -> Any:
+        seen.append(lengths)
+        return kept(trunk, ids, at, lengths, *more)
+
+    monkeypatch.setattr(generation, "run_packed", count)
+    return seen
+
+
+@pytest.mark.parametrize("size", [2, 64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_prompts_are_answered_as_padded_ones(
+    family: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = count_packed_prefills(monkeypatch)
+    settings = replace(SETTINGS, batch_size=size)
+    expected = respond(tiny_model(family), settings=settings)
+    assert not seen
+    assert_same_responses(respond(packed_model(family), settings=settings), expected)
+    assert sum(map(len, seen)) == len(PROMPTS)
+    forced = packed_model(family)
+    forced.set_attn_implementation("sdpa")  # type: ignore[operator]
+    seen.clear()
+    assert_same_responses(respond(forced, settings=settings), expected)
+    assert not seen
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_of_a_prompt_are_answered_as_if_each_were_alone(
+    family: str, pack: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed_model(family) if pack else tiny_model(family)
+    prompts = [PROMPTS[row] for row in (2, 0, 2, 4, 0, 2, 1)]
+    noise = torch.rand(len(prompts), LIMIT, dtype=torch.float64)
+    seen = count_packed_prefills(monkeypatch)
+    together = generate(model, prompts, noise, SETTINGS)  # type: ignore[arg-type]
+    if pack:  # each different prompt is read once
+        assert [sorted(lengths) for lengths in seen] == [[1, 3, 6, 9]]
+    for row, prompt in enumerate(prompts):
+        alone = generate(tiny_model(family), [prompt], noise[row : row + 1], SETTINGS)
+        assert texts(alone) == [texts(together)[row]]
+        mask = together.tokens.response_mask[row]
+        torch.testing.assert_close(
+            together.sampling_logprobs[row][mask], alone.sampling_logprobs[0], rtol=0, atol=1e-5
+        )
+    assert len({tuple(texts(together)[row]) for row in (0, 2, 5)}) > 1  # the noise differs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_and_reordered_weights_give_the_same_responses(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reordered = respond(packed_model(family))
+    monkeypatch.setattr(prepacked, "_prepack", lambda *_: None)
+    assert_same_responses(respond(packed_model(family)), reordered)
+
+
+def test_a_packed_policy_with_adapters_is_sampled_as_its_padded_form() -> None:
+    runs = []
+    for padded in (False, True):
+        torch.manual_seed(0)
+        policy = build_policy(tiny_model("llama"), LoraConfig(rank=2), ValueConfig(), None, False)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+        inner = policy.lm.get_base_model()  # type: ignore[operator]
+        assert takes_packed(find_trunk(inner), 1)
+        if padded:
+            inner.set_attn_implementation("sdpa")
+        runs.append(respond(policy.lm))
+    assert_same_responses(*runs)
+    assert texts(runs[0]) != texts(respond(tiny_model("llama")))  # the adapters have a say
+
+
+@pytest.mark.parametrize("window", [7, 8])
+def test_a_model_with_sliding_windows_is_sampled_as_its_plain_forward_pass_says(
+    window: int,
+) -> None:
+    """Prompts and responses pass the window, so that the cache forgets."""
+    like = tiny_model("llama").config.to_dict()
+    like = {key: value for key, value in like.items() if key not in ("model_type", "architectures")}
+    torch.manual_seed(0)
+    config = MistralConfig(**like | {"sliding_window": window})
+    plain, packed = MistralForCausalLM(config).eval(), MistralForCausalLM(config).eval()
+    packed.load_state_dict(plain.state_dict())
+    assert enable_packing(packed, find_trunk(packed))
+    responses = respond(packed)
+    assert_same_responses(responses, respond(plain))
+    for row, text in enumerate(texts(responses)):
+        mask = responses.tokens.response_mask[row]
+        expected = plain_logprobs_at(plain, PROMPTS[row].ids, text)
+        torch.testing.assert_close(
+            responses.sampling_logprobs[row][mask], expected, rtol=0, atol=1e-4
+        )

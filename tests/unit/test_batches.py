@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,13 +61,26 @@ def test_micro_batches_partition_the_rows_within_the_budget(
     groups = [group.tolist() for group in micro_batches(torch.tensor(lengths), budget)]
     assert Counter(row for group in groups for row in group) == Counter(range(len(lengths)))
     for group in groups:
-        padded = len(group) * max(lengths[row] for row in group)
-        assert padded <= budget or len(group) == 1
+        assert sum(lengths[row] for row in group) <= budget or len(group) == 1
 
 
 def test_micro_batches_are_as_few_as_equal_lengths_allow() -> None:
     groups = list(micro_batches(torch.full((10,), 7), 21))
     assert [len(group) for group in groups] == [3, 3, 3, 1]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 100))
+@settings(max_examples=40, deadline=None)
+def test_micro_batches_go_by_rising_length_and_none_would_hold_the_next_row(
+    lengths: list[int], budget: int
+) -> None:
+    """Sorted rows let packed attention take equal lengths together."""
+    groups = [
+        [lengths[row] for row in group] for group in micro_batches(torch.tensor(lengths), budget)
+    ]
+    assert [length for group in groups for length in group] == sorted(lengths)
+    for group, after in pairwise(groups):
+        assert sum(group) + after[0] > budget
 
 
 def test_records_select_and_concatenate_their_rows_nested_ones_too() -> None:

@@ -9,7 +9,7 @@ from helpers import make_config
 
 from rlhf_ppo.config import KlConfig, PpoConfig
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.plan import make_plan
+from rlhf_ppo.plan import judging_tokens, make_plan, training_tokens
 from rlhf_ppo.training.ppo import learning_rate_factor
 from rlhf_ppo.training.train_batch import make_controller
 
@@ -85,3 +85,21 @@ def test_the_controller_goes_on_from_the_present_beta() -> None:
     assert after("fixed", 9.0) == 0.3
     assert after("target", 2.0, error=0.0) == 0.3
     assert after("target", 2.0, error=1.0) < 0.3 < after("target", 9.0, error=0.0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_token_budgets_are_what_is_set_and_otherwise_the_devices(device: str) -> None:
+    free = PpoConfig()
+    assert training_tokens(PpoConfig(micro_batch_tokens=77), device) == 77
+    assert judging_tokens(PpoConfig(judge_batch_tokens=78), device) == 78
+    assert training_tokens(PpoConfig(judge_batch_tokens=78), device) == training_tokens(
+        free, device
+    )
+    assert judging_tokens(PpoConfig(micro_batch_tokens=77), device) == judging_tokens(free, device)
+    # Gradients keep the activations, so training takes less at once.
+    assert training_tokens(free, device) < judging_tokens(free, device)
+
+
+def test_a_gpu_is_given_more_tokens_at_once_than_a_cpu() -> None:
+    for tokens in (training_tokens, judging_tokens):
+        assert tokens(PpoConfig(), "cuda") > tokens(PpoConfig(), "cpu")

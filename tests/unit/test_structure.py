@@ -27,6 +27,7 @@ FLOOR = {
     "rollout": 2,
     "training": 3,
     "evaluation": 4,
+    "benchmark": 5,
     "inputs": 5,
     "pipeline": 6,
 }

@@ -1,0 +1,1 @@
+"""How fast, how large: our PPO step, alone or in alternation with TRL's last one."""

@@ -1,0 +1,157 @@
+"""Models with random weights whose responses have a known length, as folders that all can load."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+PAD, STOP = 0, 2
+Model = TypeVar("Model", bound=torch.nn.Module)
+PROMPTS = 256  # 8 to 64 tokens each
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A size of model and of step."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    batch: int  # prompts a step
+    response: int  # most tokens of a response; their mean is about half of it
+
+    @property
+    def trunk_parameters(self) -> int:
+        """Weights that each token passes."""
+        attention = self.hidden * 64 * (2 * self.heads + 2 * self.key_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights that each response token passes besides."""
+        return self.hidden * self.vocabulary
+
+
+SHAPES = {
+    "XS": Shape(64, 2, 128, 1, 1, 512, batch=8, response=16),  # to try the command
+    "S": Shape(256, 4, 768, 4, 2, 2048, batch=32, response=64),
+    "M": Shape(512, 8, 1536, 8, 4, 8192, batch=16, response=128),
+}
+
+
+def make_assets(name: str, folder: Path) -> None:
+    """Write `policy/`, `reward/` and `prompts.jsonl` for a shape; the same bytes each time."""
+    if (folder / "prompts.jsonl").is_file():
+        return
+    shape, draw = SHAPES[name], random.Random(0)
+    texts = _texts(draw)
+    tokenizer = _tokenizer(texts, shape.vocabulary)
+    config = _config(shape)
+    policy = _with_random_weights(LlamaForCausalLM(config), seed=1)
+    _calibrate(policy, shape)
+    policy.generation_config.eos_token_id = STOP
+    policy.generation_config.pad_token_id = PAD
+    reward_config = LlamaConfig.from_dict(config.to_dict() | {"num_labels": 1})
+    reward = _with_random_weights(LlamaForSequenceClassification(reward_config), seed=2)
+    for model, place in ((policy, "policy"), (reward, "reward")):
+        model.save_pretrained(folder / place)
+        tokenizer.save_pretrained(folder / place)
+    ids = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    rows, start = [], 0
+    for _ in range(PROMPTS):
+        length = draw.randint(8, 64)
+        part = ids[start : start + length]
+        start += length
+        rows.append(json.dumps({"prompt": tokenizer.decode(part), "input_ids": part}))
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _texts(draw: random.Random) -> list[str]:
+    """Sentences of invented words, some common and most rare, for a tokenizer to learn from."""
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(9000)]
+    weights = [1 / (place + 4) for place in range(len(words))]
+    return [" ".join(draw.choices(words, weights, k=30)) + "." for _ in range(5000)]
+
+
+def _tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<start>", "<stop>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<stop>", padding_side="left"
+    )
+
+
+def _config(shape: Shape) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=64,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=STOP,
+    )
+
+
+@torch.no_grad()
+def _with_random_weights(model: Model, seed: int) -> Model:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(0, 0.5 / parameter.shape[1] ** 0.5, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def _calibrate(model: LlamaForCausalLM, shape: Shape) -> None:
+    """Let a response end at each token with the chance that gives it half the most length.
+
+    The first channel of the residual stream is a constant that no layer writes to, and the output
+    row of the stop token reads nothing else; its weight is found by halving an interval.
+    """
+    model.model.embed_tokens.weight[:, 0] = 4.0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0
+        layer.mlp.down_proj.weight[0] = 0
+    head = model.lm_head.weight
+    head[:, 0] = 0
+    head[PAD] = 0
+    head[PAD, 0] = -50.0  # never said
+    head[STOP] = 0
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, shape.vocabulary, (8, 64), generator=generator)
+    states = model.model(input_ids=ids).last_hidden_state
+    wanted = 1.6 / shape.response
+    low, high = -5.0, 20.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        head[STOP, 0] = middle
+        chance = float(model.lm_head(states).softmax(-1)[..., STOP].mean())
+        low, high = (middle, high) if chance < wanted else (low, middle)

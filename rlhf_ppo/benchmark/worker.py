@@ -1,0 +1,102 @@
+"""One process of the benchmark: our PPO step, each time a line comes in.
+
+    python -m rlhf_ppo.benchmark.worker ASSETS SHAPE VARIANT STEPS
+
+Answers each line on standard input by one JSON object on standard output.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from rlhf_ppo.benchmark.models import SHAPES, Shape
+from rlhf_ppo.config import Config
+from rlhf_ppo.console import quieten_libraries
+from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
+from rlhf_ppo.stamps import model_paths
+from rlhf_ppo.training.checkpoint import Progress
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.ppo import PpoRun, ppo_step
+from rlhf_ppo.training.roles import build_roles, sampling_settings
+
+EPOCHS = 4
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shared": {},
+    "separate": {"value": {"model": "reward", "coefficient": 0.1}},
+    "bf16": {"hardware": {"mixed_precision": "bf16", "cpu_threads": 1}},
+}
+
+
+def memory_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (most so far) of this process, MB."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
+
+
+def make_run(assets: Path, shape: Shape, variant: str, steps: int) -> PpoRun:
+    """A run on the benchmark's models, as `scripts/ppo.py` would build it."""
+    sections: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "policy": {"path": str(assets / "policy")},
+        "reward": {"path": str(assets / "reward")},
+        "rollout": {"batch_size": shape.batch, "max_new_tokens": shape.response},
+        "ppo": {"steps": steps, "epochs": EPOCHS, "minibatches": 1, "learning_rate": 1e-6},
+        "logging": {"trackers": []},
+        "hardware": {"cpu_threads": 1},
+    }
+    config = Config.model_validate(sections | VARIANTS[variant])
+    processes = Processes(config)
+    roles, optimizer = build_roles(config, model_paths(config), processes)
+    rows = (assets / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = []
+    for number, row in enumerate(map(json.loads, rows)):
+        prompt = Prompt(number, f"prompts.jsonl:{number + 1}", row["prompt"], {})
+        prompts.append(EncodedPrompt(prompt, tuple(row["input_ids"])))
+    return PpoRun(
+        config=config,
+        roles=roles,
+        optimizer=optimizer,
+        prompts=prompts,
+        sampling=sampling_settings(config, roles),
+        processes=processes,
+        gold=None,
+        evaluate=lambda step: {},
+    )
+
+
+def main(assets: str, name: str, variant: str, steps: str) -> None:
+    """Build, then make a step for each line."""
+    quieten_libraries()
+    imported = memory_mb("VmRSS")
+    run = make_run(Path(assets), SHAPES[name], variant, int(steps))
+    progress = Progress(0, 0, 0, beta=run.config.kl.beta)
+    print(json.dumps({"ready": True}), flush=True)
+    for step, _ in enumerate(sys.stdin, start=1):
+        began = time.perf_counter()
+        before = progress.tokens
+        progress, metrics, _ = ppo_step(run, step, progress)
+        row = {
+            "seconds": time.perf_counter() - began,
+            "tokens": progress.tokens - before,
+            "generate": metrics["time/rollout"],
+            "judge": metrics["time/judge"],
+            "update": metrics["time/update"],
+            "sampler_gap": metrics["policy/sampler_gap"],
+            "memory_mb": memory_mb("VmHWM") - imported,
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(*sys.argv[1:])

@@ -1,0 +1,171 @@
+"""Attention over sequences that lie end to end in one row: no padding is ever computed.
+
+A model sees one row of all tokens with their positions. All its layers treat tokens one by one,
+except attention, which is taken over here: through Transformers' attention interface, each sequence
+attends to itself alone. A model that does not fit (attention of its own, state between tokens)
+is found out at loading and gets padded rows instead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, Cache
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "rlhf_ppo_packed"
+_inside: list[bool] = []  # not empty while a packed row goes through a model
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_lengths: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention within each sequence of a packed row; plain SDPA otherwise.
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, T, D).
+        key, value: (1, key heads, T, D).
+        attention_mask: None for packed rows.
+        packed_lengths: tokens of each sequence, in order; they sum to T.
+        options: what the model's layer passes on; of these `scaling` is followed.
+
+    Returns:
+        (1, T, heads, D) and no weights, as the interface asks.
+
+    Raises:
+        ValueError: an option that this attention does not know, e.g. `softcap`.
+    """
+    if packed_lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise ValueError(f"packed attention does not know {name}")
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups > 1:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    # Neighbours of one length go together: rows come sorted, so that is most of them.
+    runs = [(length, len(list(run))) for length, run in groupby(packed_lengths)]
+    cuts = [length * count for length, count in runs]
+    outputs = []
+    for (length, count), q, k, v in zip(
+        runs, *(x.squeeze(0).split(cuts, dim=1) for x in (query, key, value)), strict=True
+    ):
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=options.get("scaling"))
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None], None
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """No mask for packed rows, whose (T, T) one would be almost all False; SDPA's otherwise."""
+    if _inside:
+        return None
+    mask: Tensor | None = sdpa_mask(*arguments, **options)
+    return mask
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _mask)
+
+
+@contextmanager
+def packed_row() -> Iterator[None]:
+    """While a packed row goes through a model (masks are made once, at its top)."""
+    _inside.append(True)
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+def run_packed(
+    trunk: nn.Module,
+    ids: Tensor,
+    positions: Tensor,
+    lengths: tuple[int, ...],
+    cache: Cache | None = None,
+) -> Tensor:
+    """Last hidden states (T, H) of sequences that lie end to end.
+
+    Args:
+        trunk: a model for which `takes_packed` says True.
+        ids: (T,) tokens.
+        positions: (T,) place of each token in its sequence.
+        lengths: of the sequences; they sum to T.
+        cache: an empty one, to be filled with the (1, heads, T, D) keys and values.
+    """
+    with packed_row():
+        states: Tensor = trunk(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            use_cache=cache is not None,
+            past_key_values=cache,
+            packed_lengths=lengths,
+        ).last_hidden_state
+    return states[0]
+
+
+def takes_packed(trunk: nn.Module, longest: int) -> bool:
+    """Whether `enable_packing` said True for this model, and no attention window is in the way.
+
+    Some families cut attention off in the mask alone, which packed rows do not have.
+
+    Args:
+        trunk: a model.
+        longest: tokens of the longest sequence.
+    """
+    config: Any = getattr(trunk, "config", None)
+    if getattr(config, "_attn_implementation", None) != NAME:
+        return False
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(window is None or longest <= window for window in windows)
+
+
+@torch.no_grad()
+def enable_packing(model: Any, trunk: nn.Module) -> bool:
+    """Let a model take packed rows, if it then still says what it says of each sequence alone.
+
+    Args:
+        model: the whole Transformers model, whose attention is replaced.
+        trunk: the model without its head.
+    """
+    before = model.config._attn_implementation
+    if before != "sdpa":  # eager by need (softcap, sinks), or the user's own choice
+        return False
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    lengths = (3, 7, 7, 2)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (sum(lengths),), generator=generator).to(model.device)
+    alone = [
+        trunk(input_ids=part[None], use_cache=False).last_hidden_state[0]
+        for part in ids.split(lengths)
+    ]
+    expected = torch.cat(alone).float()
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
+    try:
+        model.set_attn_implementation(NAME)
+        found = run_packed(trunk, ids, positions, lengths).float()
+    except (ValueError, TypeError, RuntimeError):
+        found = torch.full_like(expected, float("nan"))
+    scale = expected.abs().max().clamp(min=1e-6)
+    if torch.allclose(found / scale, expected / scale, atol=2e-2 if _is_half(model) else 1e-4):
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+def _is_half(model: Any) -> bool:
+    return model.dtype in (torch.bfloat16, torch.float16)

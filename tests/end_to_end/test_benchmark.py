@@ -1,0 +1,43 @@
+"""The benchmark runs, counts what it says it counts, and its models stop where they should."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cli import ROOT, run_command
+
+from rlhf_ppo.benchmark.compare import table
+from rlhf_ppo.benchmark.models import SHAPES, make_assets
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    make_assets("XS", folder / "XS")
+    return folder
+
+
+def test_both_variants_are_timed_in_alternation(assets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    words = ["--shape", "XS", "--steps", "2", "--assets", str(assets), "--out", str(out)]
+    shown = run_command([sys.executable, str(ROOT / "scripts/benchmark.py"), *words], tmp_path)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert set(result["sides"]) == {"shared", "separate"}
+    shape = SHAPES["XS"]
+    for side in result["sides"].values():
+        assert side["generate"] + side["judge"] + side["update"] <= side["seconds"] * 1.01
+        assert shape.batch <= side["tokens"] <= shape.batch * shape.response
+        assert side["memory_mb"] > 0
+        assert side["sampler_gap"] < 1e-4
+    assert result["sides"]["separate"]["update"] > result["sides"]["shared"]["update"]
+    assert table(result) in shown.stdout
+
+
+def test_ratios_are_the_peers_time_over_ours() -> None:
+    side = {f"{phase}_ms_a_token": 2.0 for phase in ("step", "generate", "judge", "update")}
+    side |= {"generate": 1.0, "judge": 1.0, "update": 1.0, "memory_mb": 5.0, "step_ratio": 3.0}
+    result = {"shape": "S", "steps": 5, "peak_gflops": 100.0, "sides": {"ours": side}}
+    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 5 | 3.00 |  |  |" in table(result)
