@@ -92,6 +92,11 @@ def run_benchmark(
         if worker.name == "peer":
             _add_what_the_script_says(worker.rows, files)
         sides[worker.name] = _medians(worker.rows[1:])
+        if worker.name != "peer":
+            for row in worker.rows:
+                row["gflops"] = update_gflop(shape, worker.name, row) / row["update"]
+            speeds = [row["gflops"] for row in worker.rows[1:]]
+            sides[worker.name]["update_gflops"] = statistics.median(speeds)
     if "peer" in sides:
         for side in sides.values():
             for phase in PHASES:
@@ -99,6 +104,17 @@ def run_benchmark(
                 side[f"{phase}_ratio"] = sides["peer"][key] / side[key]
             side["memory_share"] = side["memory_mb"] / sides["peer"]["memory_mb"]
     return {"shape": name, "steps": steps, "peak_gflops": matmul_peak(), "sides": sides}
+
+
+def update_gflop(shape: Shape, variant: str, row: Row) -> float:
+    """Useful work of an update: each real token once forward and twice backward a pass, GFLOP.
+
+    Only products with weights; attention, a few percent at these lengths, is left out.
+    """
+    tokens = row["tokens"] + row["prompt_tokens"]
+    trunks = 2 if variant == "separate" else 1
+    weights = trunks * shape.trunk_parameters * tokens + shape.head_parameters * row["tokens"]
+    return EPOCHS * 6 * weights / 1e9
 
 
 def matmul_peak() -> float:
@@ -118,21 +134,26 @@ def table(result: dict[str, Any]) -> str:
         f"{result['shape']}, {result['steps']} steps each, float32 peak "
         f"{result['peak_gflops']:.0f} GFLOP/s",
         "",
-        "| | ms a response token | tokens/s | generate s | judge s | update s | memory MB "
-        "| ratio to the peer | generate ratio | memory share |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | ms a response token | tokens/s | generate s | judge s | update s | of peak "
+        "| memory MB | ratio to the peer | generate ratio | memory share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, side in result["sides"].items():
         cells = [
             f"{side['step_ms_a_token']:.2f}",
             f"{1000 / side['step_ms_a_token']:.0f}",
             *(f"{side[phase]:.2f}" for phase in ("generate", "judge", "update")),
+            _percent(side.get("update_gflops"), result["peak_gflops"]),
             f"{side['memory_mb']:.0f}",
         ]
         for key in ("step_ratio", "generate_ratio", "memory_share"):
             cells.append(f"{side[key]:.2f}" if key in side else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _percent(speed: float | None, peak: float) -> str:
+    return "" if speed is None else f"{speed / peak:.0%}"
 
 
 def _peer_command(

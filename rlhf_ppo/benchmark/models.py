@@ -123,9 +123,10 @@ def _config(shape: Shape) -> LlamaConfig:
 @torch.no_grad()
 def _with_random_weights(model: Model, seed: int) -> Model:
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
-            parameter.normal_(0, 0.5 / parameter.shape[1] ** 0.5, generator=generator)
+            spread = 0.5 if "embed" in name else parameter.shape[1] ** -0.5
+            parameter.normal_(0, spread, generator=generator)
     return model.eval()
 
 

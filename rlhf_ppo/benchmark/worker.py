@@ -21,6 +21,7 @@ from rlhf_ppo.benchmark.models import SHAPES, Shape
 from rlhf_ppo.config import Config
 from rlhf_ppo.console import quieten_libraries
 from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
+from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
@@ -84,10 +85,12 @@ def main(assets: str, name: str, variant: str, steps: str) -> None:
     for step, _ in enumerate(sys.stdin, start=1):
         began = time.perf_counter()
         before = progress.tokens
+        asked = step_rows(len(run.prompts), run.config.rollout.batch_size, step, run.config.seed)
         progress, metrics, _ = ppo_step(run, step, progress)
         row = {
             "seconds": time.perf_counter() - began,
             "tokens": progress.tokens - before,
+            "prompt_tokens": sum(len(run.prompts[row].ids) for row in asked),
             "generate": metrics["time/rollout"],
             "judge": metrics["time/judge"],
             "update": metrics["time/update"],

@@ -26,7 +26,10 @@ def prepacked_linears(model: nn.Module, rows: int) -> Iterator[None]:
     try:
         for module in model.modules():
             # Not subclasses: an adapter or a quantised layer computes something else.
-            if type(module) is nn.Linear and _is_worth_it(module.weight):
+            # Nor a layer whose forward someone else has replaced.
+            if type(module) is not nn.Linear or "forward" in vars(module):
+                continue
+            if _is_worth_it(module.weight):
                 forward = _prepack(module, rows)
                 if forward is None:
                     break
@@ -57,6 +60,6 @@ def _prepack(module: nn.Linear, rows: int) -> Any:
         right = torch.allclose(
             forward(probe), linear(probe, module.weight, bias), rtol=1e-3, atol=1e-4
         )
-    except (AttributeError, RuntimeError, TypeError):
+    except (AttributeError, IndexError, RuntimeError, TypeError):
         return None
     return forward if right else None

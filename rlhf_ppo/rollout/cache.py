@@ -39,6 +39,21 @@ class RoomyLayer(DynamicLayer):
             self.buffers = (keys[indices], values[indices])
             self._show(self.get_seq_length())
 
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.buffers = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Other rows; the buffers are made again from them."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # any int64 will do
+        self.buffers = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """More rows; the buffers are made again from them."""
+        super().batch_repeat_interleave(repeats)
+        self.buffers = None
+
     def _show(self, end: int) -> tuple[Tensor, Tensor]:
         assert self.buffers is not None
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)

@@ -73,7 +73,7 @@ def judge(
         roles: the models.
         tokens: B prompts and responses, on the CPU.
         temperature: of the sampler.
-        budget: tokens of one forward pass, padding included.
+        budget: tokens of one forward pass.
 
     Returns:
         The policy's outputs and the reference's log-probabilities, (B, R) on the CPU.
@@ -105,7 +105,7 @@ def collect(
         prompts: B prompts.
         responses: to these prompts, in the same order.
         temperature: of the sampler.
-        budget: tokens of one forward pass, padding included.
+        budget: tokens of one forward pass.
     """
     outputs, ref_logprobs = judge(roles, responses.tokens, temperature, budget)
     texts = response_texts(roles.tokenizer, responses.tokens)

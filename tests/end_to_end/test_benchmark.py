@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli import ROOT, run_command
 
-from rlhf_ppo.benchmark.compare import table
-from rlhf_ppo.benchmark.models import SHAPES, make_assets
+from rlhf_ppo.benchmark.compare import table, update_gflop
+from rlhf_ppo.benchmark.models import SHAPES, Shape, make_assets
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_both_variants_are_timed_in_alternation(assets: Path, tmp_path: Path) ->
         assert side["generate"] + side["judge"] + side["update"] <= side["seconds"] * 1.01
         assert shape.batch <= side["tokens"] <= shape.batch * shape.response
         assert side["memory_mb"] > 0
-        assert side["sampler_gap"] < 1e-4
+        assert 0 < side["sampler_gap"] < 1e-4
     assert result["sides"]["separate"]["update"] > result["sides"]["shared"]["update"]
     assert table(result) in shown.stdout
 
@@ -39,5 +39,17 @@ def test_both_variants_are_timed_in_alternation(assets: Path, tmp_path: Path) ->
 def test_ratios_are_the_peers_time_over_ours() -> None:
     side = {f"{phase}_ms_a_token": 2.0 for phase in ("step", "generate", "judge", "update")}
     side |= {"generate": 1.0, "judge": 1.0, "update": 1.0, "memory_mb": 5.0, "step_ratio": 3.0}
+    side["update_gflops"] = 50.0
     result = {"shape": "S", "steps": 5, "peak_gflops": 100.0, "sides": {"ours": side}}
-    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 5 | 3.00 |  |  |" in table(result)
+    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 50% | 5 | 3.00 |  |  |" in table(result)
+
+
+def test_useful_work_by_hand() -> None:
+    """6 operations a weight and token, 4 epochs; the head sees response tokens only."""
+    shape = Shape(64, 2, 128, 1, 1, 512, batch=8, response=16)
+    trunk = 2 * (64 * 64 * 4 + 3 * 64 * 128)
+    row = {"tokens": 10.0, "prompt_tokens": 30.0}
+    assert shape.trunk_parameters == trunk
+    wanted = 4 * 6 * (trunk * 40 + 64 * 512 * 10) / 1e9
+    assert update_gflop(shape, "shared", row) == pytest.approx(wanted)
+    assert update_gflop(shape, "separate", row) == pytest.approx(wanted + 24 * trunk * 40 / 1e9)

@@ -27,12 +27,7 @@ from rlhf_ppo.models.packing import (
     run_packed,
     takes_packed,
 )
-from rlhf_ppo.models.policy import (
-    FrozenPolicy,
-    PolicyWithValueHead,
-    base_model,
-    build_policy,
-)
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
 
 WINDOW = 8  # some sequences are shorter, some longer
 SMALL: dict[str, Any] = {

@@ -146,3 +146,19 @@ def test_a_model_says_the_same_with_either_cache(family: str) -> None:
     with torch.no_grad():
         whole = model(ids).logits[rows, 7:]
     torch.testing.assert_close(answers[0], whole, rtol=1e-5, atol=1e-4)
+
+
+def test_rows_that_are_reordered_repeated_or_forgotten_stay_so_after_the_next_token() -> None:
+    """The buffers once outlived all three: old rows came back with the next update."""
+    new = torch.randn(2, 3, 1, 4)
+    for change, rows in (("reorder_cache", [1, 0]), ("batch_repeat_interleave", [0, 0, 1, 1])):
+        layer, like = RoomyLayer(), torch.randn(2, 3, 5, 4)
+        layer.update(like, like)
+        getattr(layer, change)(torch.tensor(rows) if change == "reorder_cache" else 2)
+        keys, _ = layer.update(
+            new[:1].expand(len(rows), -1, -1, -1), new[:1].expand(len(rows), -1, -1, -1)
+        )
+        assert torch.equal(keys[:, :, :5], like[rows])
+    layer.reset()
+    keys, _ = layer.update(new[:1], new[:1])
+    assert torch.equal(keys, new[:1])

@@ -110,6 +110,9 @@ def own_score(model: Any, ids: list[int]) -> float:
 def test_packed_scores_are_padded_ones_and_the_models_own(family: str) -> None:
     reward, plain = reward_of(classifier(DECODERS, family)), classifier(DECODERS, family)
     assert takes_packed(reward.model.base_model, 1)
+    long = list(range(20, 32))  # beyond the window of those that have one
+    found = float(reward._forward([[5, 6], long])[1])
+    assert found == pytest.approx(own_score(plain, long), abs=1e-5)
     packed = reward._forward(CONVERSATIONS)
     own = torch.tensor([own_score(plain, ids) for ids in CONVERSATIONS])
     torch.testing.assert_close(packed, own, rtol=1e-5, atol=1e-5)
@@ -172,13 +175,24 @@ class TwoHeads(hf.LlamaForSequenceClassification):
         )
 
 
-@pytest.mark.parametrize("kind", [MeanPooled, TwoHeads])
+class LastPooled(hf.LlamaForSequenceClassification):
+    """Reads the last token even where it is the pad token."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Any:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        last = attention_mask.sum(-1) - 1
+        return hf.modeling_outputs.SequenceClassifierOutput(
+            logits=self.score(states[torch.arange(len(last)), last])
+        )
+
+
+@pytest.mark.parametrize("kind", [MeanPooled, TwoHeads, LastPooled])
 def test_a_classifier_that_pools_in_its_own_way_goes_back_to_padded_rows(kind: Any) -> None:
     torch.manual_seed(0)
     model = kind(hf.LlamaConfig(vocab_size=300, **GQA))
     reward = reward_of(model)
     assert not takes_packed(model.base_model, 1)
-    rows = [[5, 6, 7], [8, 9, 10, 11]]
+    rows = [[5, 6, 7], [8, 9, 10, 11], [12, 13, PAD]]
     for ids, score in zip(rows, reward._forward(rows).tolist(), strict=True):
         with torch.no_grad():
             mask = torch.ones(1, len(ids), dtype=torch.int64)
