@@ -1,7 +1,7 @@
 """PPO ends at reference * exp(score / beta): by every advantage kind and every objective.
 
 Distances are total variation over all 31 responses (5 of one token each where `limit` is 1),
-from about 0.25 at the start. The limits are three to five times what was measured over five seeds.
+from about 0.25 at the start. The limits are what was measured over five seeds, and some room.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("sections", (KINDS | OBJECTIVES).values(), ids=KINDS | OBJECTIVES)
 def test_every_kind_and_every_objective_finds_it(sections: dict[str, Any]) -> None:
-    """Measured over five seeds: below .013."""
+    """Measured over five seeds each: at most .013, REINFORCE++ in groups .023."""
     _, after = learn(2, STEPS, **({"rollout": ALONE} | sections))
     assert after < 0.03
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_in_the_loss_finds_it_by_every_estimator(estimator: str) -> None:
-    """With one token a response, where the KL of a token is all of it. Measured: below .023."""
+    """With one token a response, where the KL of a token is all of it. Measured: k1 .023, others .003."""
     kl = {"place": "loss", "estimator": estimator}
     before, after = learn(2, STEPS, limit=1, kl=kl, advantage={"whiten": False}, rollout=ALONE)
     assert before > 0.2
