@@ -66,7 +66,7 @@ def test_every_kind_and_every_objective_finds_it(sections: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_in_the_loss_finds_it_by_every_estimator(estimator: str) -> None:
-    """With one token a response, where the KL of a token is all of it. Measured: k1 .023, others .003."""
+    """One token a response: there its KL is all of it. Measured: k1 .023, the others .003."""
     kl = {"place": "loss", "estimator": estimator}
     before, after = learn(2, STEPS, limit=1, kl=kl, advantage={"whiten": False}, rollout=ALONE)
     assert before > 0.2
