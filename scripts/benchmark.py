@@ -6,7 +6,6 @@ OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --shape S
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,23 +15,19 @@ from rlhf_ppo.command_line import run_script
 def main(arguments: Sequence[str]) -> None:
     """Parse, make the models, measure, show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--shape", default="S", choices=("XS", "S", "M"), help="S: 4 M weights, M: 34"
-    )
+    parser.add_argument("--shape", default="S", help="XS, S: 4 million parameters, M: 34 million")
     parser.add_argument("--variants", default="shared,separate", help="shared, separate, bf16")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
-    parser.add_argument("--assets", type=Path, help="folder to keep the models in")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--peer_script", help="its benchmark script")
     parser.add_argument("--out", type=Path, help="write all numbers here, as JSON")
     words = parser.parse_args(arguments)
-    from rlhf_ppo.benchmark.compare import run_benchmark, table
-    from rlhf_ppo.benchmark.models import make_assets
+    from rlhf_ppo.benchmark.compare import check, run_benchmark, table
 
-    assets = (words.assets or Path(tempfile.mkdtemp())) / words.shape
-    make_assets(words.shape, assets)
+    variants = words.variants.split(",")
+    check(words.shape, variants, words.steps, (words.peer_python, words.peer_script))
     peer = (words.peer_python, words.peer_script) if words.peer_python else None
-    result = run_benchmark(words.shape, words.variants.split(","), words.steps, assets, peer)
+    result = run_benchmark(words.shape, variants, words.steps, peer)
     if words.out is not None:
         words.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))

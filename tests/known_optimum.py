@@ -14,18 +14,13 @@ from typing import Any
 
 import torch
 from helpers import make_config
-from runs import START, PythonReward
+from runs import START, assemble
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
-from rlhf_ppo.models.policy import FrozenPolicy, build_policy
-from rlhf_ppo.rollout.collect import Roles
-from rlhf_ppo.rollout.generation import SamplingSettings
-from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.ppo import PpoRun, ppo_step
-from rlhf_ppo.training.roles import _make_optimizer
+from rlhf_ppo.training.ppo import ppo_step
 
 WORDS = ("<stop>", "a", "b", "c", "d", "?")
 STOP = 0
@@ -127,30 +122,11 @@ def learn(
     merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
     merged["ppo"]["steps"] = steps
     config = make_config(seed=seed, **merged)
-    scores, names, processes = score_table(seed, limit), tokenizer(), Processes(config)
+    scores = score_table(seed, limit)
     lm, reference = language_model(seed), language_model(seed)
-    policy = build_policy(lm, None, config.value, None, False)
-    optimizer = _make_optimizer(config, policy)
-    wrapped, optimizer = processes.prepare(policy, optimizer)
-    roles = Roles(
-        policy=policy,
-        policy_forward=wrapped,
-        reference=FrozenPolicy(reference),
-        reward=PythonReward(lambda text: scores[text]),
-        tokenizer=names,
-        autocast=processes.autocast,
-    )
     size = config.rollout.batch_size
-    run = PpoRun(
-        config=config,
-        roles=roles,
-        optimizer=optimizer,
-        prompts=[EncodedPrompt(Prompt(row, "", "?", {}), PROMPT) for row in range(size)],
-        sampling=SamplingSettings(limit, 1.0, (STOP,), 10_000),
-        processes=processes,
-        gold=None,
-        evaluate=lambda step: {},
-    )
+    prompts = [EncodedPrompt(Prompt(row, "", "?", {}), PROMPT) for row in range(size)]
+    run = assemble(config, lm, reference, tokenizer(), scores.__getitem__, prompts, (STOP,))
     goal = best(distribution(reference, limit), scores, limit, goal_beta)
     before = total_variation(distribution(lm, limit), goal)
     progress = replace(START, beta=config.kl.beta, penalty=config.ppo.penalty)

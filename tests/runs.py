@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_ppo.algorithm.batch import TrainBatch
 from rlhf_ppo.config import Config
+from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.template import Text
 from rlhf_ppo.models.policy import FrozenPolicy, build_policy
 from rlhf_ppo.rollout.collect import Roles, collect, sample
@@ -21,7 +22,8 @@ from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.ppo import PpoRun
 from rlhf_ppo.training.roles import _make_optimizer
-from rlhf_ppo.training.train_batch import make_train_batch
+from rlhf_ppo.training.train_batch import loss_settings, make_train_batch
+from rlhf_ppo.training.update import UpdateStats, ppo_update
 
 START = Progress(step=0, episodes=0, tokens=0, beta=0.0)
 PROMPTS = encoded_prompts([[20 + row, 40, 60 + row] for row in range(16)])
@@ -53,11 +55,24 @@ def make_run(
     sections = {"seed": seed, "output_dir": str(output_dir)} | sections
     config: Config = make_config(**sections)
     tokenizer = byte_tokenizer()
-    processes = Processes(config)
     lm, reference = (tiny_model(family, len(tokenizer), seed, spread) for _ in range(2))
+    stop = (int(tokenizer.eos_token_id), *stops)  # type: ignore[arg-type]
+    return assemble(config, lm, reference, tokenizer, reward, PROMPTS, stop)
+
+
+def assemble(
+    config: Config,
+    lm: Any,
+    reference: Any,
+    tokenizer: Any,
+    reward: Callable[[str], float],
+    prompts: Sequence[EncodedPrompt],
+    stop: tuple[int, ...],
+) -> PpoRun:
+    """A run around given models, as `training/roles.py` makes it from folders."""
+    processes = Processes(config)
     policy = build_policy(lm, config.lora, config.value, None, config.policy.gradient_checkpointing)
-    optimizer = _make_optimizer(config, policy)
-    wrapped, optimizer = processes.prepare(policy, optimizer)
+    wrapped, optimizer = processes.prepare(policy, _make_optimizer(config, policy))
     roles = Roles(
         policy=policy,
         policy_forward=wrapped,
@@ -66,13 +81,12 @@ def make_run(
         tokenizer=tokenizer,
         autocast=processes.autocast,
     )
-    stop = (int(tokenizer.eos_token_id), *stops)  # type: ignore[arg-type]
     limit, temperature = config.rollout.max_new_tokens, config.rollout.temperature
     return PpoRun(
         config=config,
         roles=roles,
         optimizer=optimizer,
-        prompts=PROMPTS,
+        prompts=prompts,
         sampling=SamplingSettings(limit, temperature, stop, config.rollout.generation_batch_size),
         processes=processes,
         gold=None,
@@ -87,3 +101,20 @@ def rollout_batch(run: PpoRun) -> TrainBatch:
     responses = sample(run.roles, PROMPTS, noise, run.sampling)
     rollout = collect(run.roles, PROMPTS, responses, config.rollout.temperature, 10_000)
     return make_train_batch(config, rollout, rollout.scores, config.kl.beta)
+
+
+def update_once(
+    run: PpoRun, batch: TrainBatch, optimizer: Any = None, train_policy: bool = True
+) -> UpdateStats:
+    """One update by the run's own optimizer, or by one that only records."""
+    return ppo_update(
+        run.roles.policy,
+        run.roles.policy_forward,
+        run.optimizer if optimizer is None else optimizer,
+        batch,
+        run.config,
+        loss_settings(run.config, run.config.kl.beta, run.config.ppo.penalty),
+        torch.Generator().manual_seed(0),
+        run.processes,
+        train_policy,
+    )

@@ -6,48 +6,51 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf_ppo.benchmark.models import SHAPES, Shape
-from rlhf_ppo.benchmark.worker import EPOCHS
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.benchmark.models import SHAPES, Shape, make_assets
+from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS
+from rlhf_ppo.errors import UserError, raise_all
 
 Row = dict[str, float]
+Result = dict[str, Any]
+WORKER = "rlhf_ppo.benchmark.worker"
 GATE = Path(__file__).with_name("peer_gate.py")
 PHASES = ("step", "generate", "judge", "update")
 
 
-@dataclass
 class Worker:
-    """A process that makes one step for each line it is sent."""
+    """One side: a process that makes a step for each line it is sent."""
 
-    name: str
-    command: list[str]
-    rows: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, command: list[str]) -> None:
         """Start it and wait until it is ready."""
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.command = command
+        self.rows: list[Row] = []
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise UserError(f"{command[0]}: cannot be started ({error.strerror}).") from error
         self._answer()
 
     def step(self) -> None:
-        """One step, timed from outside as well."""
+        """One step, timed from outside."""
         began = time.perf_counter()
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
         answer = self._answer()
-        self.rows.append({"seconds": time.perf_counter() - began} | answer)
+        self.rows.append(answer | {"seconds": time.perf_counter() - began})
 
-    def close(self) -> None:
-        """Let it end."""
+    def finish(self) -> list[Row]:
+        """End it; what it said of each step."""
         self.process.communicate()
+        return self.rows
 
     def _answer(self) -> Row:
         assert self.process.stdout is not None
@@ -56,48 +59,93 @@ class Worker:
                 found: Row = json.loads(line)
                 found.pop("ready", None)
                 return found
-        raise UserError(f"the benchmark process {self.name} ended early: {' '.join(self.command)}")
+        raise UserError(f"a benchmark process ended early: {' '.join(self.command)}")
+
+
+class Peer(Worker):
+    """The other side, whose script tells what it measured only at its end."""
+
+    def __init__(self, python: str, script: str, shape: Shape, steps: int, folder: Path) -> None:
+        """Start it behind `peer_gate.py`; the models lie in `folder`."""
+        self.numbers, self.waits = folder / "peer.json", folder / "waits.json"
+        arguments = {
+            "--policy": folder / "policy",
+            "--reward": folder / "reward",
+            "--prompts": folder / "prompts.jsonl",
+            "--response-length": shape.response,
+            "--batch-size": shape.batch,
+            "--updates": steps + 2,  # one to warm up, and a last one that ends the one before
+            "--ppo-epochs": EPOCHS,
+            "--minibatches": 1,
+            "--microbatch": max(4, shape.batch // 4),
+            "--out": self.numbers,
+        }
+        words = [str(word) for pair in arguments.items() for word in pair]
+        super().__init__([python, str(GATE), str(self.waits), script, *words])
+
+    def finish(self) -> list[Row]:
+        """Let it end; its tokens and phases, its generation without the time at the gate."""
+        self.process.communicate("step\n")
+        found = json.loads(self.numbers.read_text(encoding="utf-8"))
+        waits = json.loads(self.waits.read_text(encoding="utf-8"))
+        for row, update, wait in zip(self.rows, found["updates"], waits, strict=False):
+            row["tokens"] = update["resp_tokens"]
+            row["generate"] = update["generate_s"] - wait
+            row["judge"], row["update"] = update["score_s"], update["update_s"]
+            row["memory_mb"] = found["peak_rss_mb"] - found["rss_after_import_mb"]
+        return self.rows
+
+
+def check(name: str, variants: Sequence[str], steps: int, peer: Sequence[str | None]) -> None:
+    """Everything that can be said before a process is started.
+
+    Raises:
+        UserError: an unknown shape or variant, no steps, half a peer; lists every problem.
+    """
+    problems = []
+    if name not in SHAPES:
+        problems.append(f"--shape {name}: choose one of {', '.join(SHAPES)}")
+    for variant in variants:
+        if variant not in VARIANTS:
+            problems.append(f"--variants {variant}: choose from {', '.join(VARIANTS)}")
+    if steps < 1:
+        problems.append(f"--steps {steps}: give 1 or more")
+    if (peer[0] is None) != (peer[1] is None):
+        problems.append("--peer_python and --peer_script belong together: give both or none")
+    for path in peer:
+        if path is not None and not Path(path).is_file():
+            problems.append(f"{path}: no such file (--peer_python, --peer_script)")
+    raise_all(problems)
 
 
 def run_benchmark(
-    name: str, variants: list[str], steps: int, assets: Path, peer: tuple[str, str] | None
-) -> dict[str, Any]:
+    name: str, variants: Sequence[str], steps: int, peer: tuple[str, str] | None
+) -> Result:
     """Alternate the steps of all variants, and of the peer if one is given.
 
     Args:
         name: a shape, see `models.SHAPES`.
         variants: of ours, see `worker.VARIANTS`.
         steps: measured ones of each, after one to warm up.
-        assets: folder of the models.
         peer: the peer's Python and its benchmark script.
     """
     shape = SHAPES[name]
-    workers = [
-        Worker(variant, [sys.executable, "-m", "rlhf_ppo.benchmark.worker", str(assets), name,
-                         variant, str(steps + 1)])
-        for variant in variants
-    ]  # fmt: skip
-    files = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_assets(shape, folder)
+        workers: dict[str, Worker] = {}
+        if peer is not None:
+            workers["peer"] = Peer(*peer, shape, steps, folder)
+        for variant in variants:
+            workers[variant] = Worker([sys.executable, "-m", WORKER, temporary, name, variant])
+        for _ in range(steps + 1):
+            for worker in workers.values():
+                worker.step()
+        sides = {side: _medians(worker.finish()[1:]) for side, worker in workers.items()}
+    for variant in variants:
+        work = update_gflop(shape, variant, sides[variant])
+        sides[variant]["update_gflops"] = work / sides[variant]["update"]
     if peer is not None:
-        workers.insert(0, Worker("peer", _peer_command(shape, steps, assets, peer, files)))
-    for _ in range(steps + 1):
-        for worker in workers:
-            worker.step()
-    sides = {}
-    for worker in workers:
-        if worker.name == "peer":
-            assert worker.process.stdin is not None
-            worker.process.stdin.write("step\n")  # its last one says that the one before ended
-        worker.close()
-        if worker.name == "peer":
-            _add_what_the_script_says(worker.rows, files)
-        sides[worker.name] = _medians(worker.rows[1:])
-        if worker.name != "peer":
-            for row in worker.rows:
-                row["gflops"] = update_gflop(shape, worker.name, row) / row["update"]
-            speeds = [row["gflops"] for row in worker.rows[1:]]
-            sides[worker.name]["update_gflops"] = statistics.median(speeds)
-    if "peer" in sides:
         for side in sides.values():
             for phase in PHASES:
                 key = f"{phase}_ms_a_token"
@@ -118,7 +166,8 @@ def update_gflop(shape: Shape, variant: str, row: Row) -> float:
 
 
 def matmul_peak() -> float:
-    """Best float32 matrix product of this machine's one thread, GFLOP/s."""
+    """Best float32 matrix product of one thread of this machine, GFLOP/s."""
+    torch.set_num_threads(1)
     a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
     best = float("inf")
     for _ in range(12):
@@ -128,7 +177,7 @@ def matmul_peak() -> float:
     return 2 * 1536**3 / best / 1e9
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Result) -> str:
     """The result as Markdown."""
     lines = [
         f"{result['shape']}, {result['steps']} steps each, float32 peak "
@@ -154,37 +203,6 @@ def table(result: dict[str, Any]) -> str:
 
 def _percent(speed: float | None, peak: float) -> str:
     return "" if speed is None else f"{speed / peak:.0%}"
-
-
-def _peer_command(
-    shape: Shape, steps: int, assets: Path, peer: tuple[str, str], files: Path
-) -> list[str]:
-    python, script = peer
-    arguments = {
-        "--policy": assets / "policy",
-        "--reward": assets / "reward",
-        "--prompts": assets / "prompts.jsonl",
-        "--response-length": shape.response,
-        "--batch-size": shape.batch,
-        "--updates": steps + 2,
-        "--ppo-epochs": EPOCHS,
-        "--minibatches": 1,
-        "--microbatch": max(4, shape.batch // 4),
-        "--out": files / "peer.json",
-    }
-    words = [str(word) for pair in arguments.items() for word in pair]
-    return [python, str(GATE), str(files / "waits.json"), script, *words]
-
-
-def _add_what_the_script_says(rows: list[Row], files: Path) -> None:
-    """Tokens and phases of the peer's updates; its generation without the time at the gate."""
-    found = json.loads((files / "peer.json").read_text(encoding="utf-8"))
-    waits = json.loads((files / "waits.json").read_text(encoding="utf-8"))
-    for row, update, wait in zip(rows, found["updates"], waits, strict=False):
-        row["tokens"] = update["resp_tokens"]
-        row["generate"] = update["generate_s"] - wait
-        row["judge"], row["update"] = update["score_s"], update["update_s"]
-        row["memory_mb"] = found["peak_rss_mb"] - found["rss_after_import_mb"]
 
 
 def _medians(rows: list[Row]) -> Row:

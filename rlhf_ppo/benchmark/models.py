@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -15,7 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-PAD, STOP = 0, 2
+from rlhf_ppo.models.scratch import train_tokenizer
+
 Model = TypeVar("Model", bound=torch.nn.Module)
 PROMPTS = 256  # 8 to 64 tokens each
 
@@ -52,18 +52,14 @@ SHAPES = {
 }
 
 
-def make_assets(name: str, folder: Path) -> None:
+def make_assets(shape: Shape, folder: Path) -> None:
     """Write `policy/`, `reward/` and `prompts.jsonl` for a shape; the same bytes each time."""
-    if (folder / "prompts.jsonl").is_file():
-        return
-    shape, draw = SHAPES[name], random.Random(0)
+    draw = random.Random(0)
     texts = _texts(draw)
-    tokenizer = _tokenizer(texts, shape.vocabulary)
-    config = _config(shape)
+    tokenizer = train_tokenizer(texts, shape.vocabulary)
+    config = _config(shape, tokenizer)
     policy = _with_random_weights(LlamaForCausalLM(config), seed=1)
     _calibrate(policy, shape)
-    policy.generation_config.eos_token_id = STOP
-    policy.generation_config.pad_token_id = PAD
     reward_config = LlamaConfig.from_dict(config.to_dict() | {"num_labels": 1})
     reward = _with_random_weights(LlamaForSequenceClassification(reward_config), seed=2)
     for model, place in ((policy, "policy"), (reward, "reward")):
@@ -87,23 +83,7 @@ def _texts(draw: random.Random) -> list[str]:
     return [" ".join(draw.choices(words, weights, k=30)) + "." for _ in range(5000)]
 
 
-def _tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<start>", "<stop>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<stop>", padding_side="left"
-    )
-
-
-def _config(shape: Shape) -> LlamaConfig:
+def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -114,9 +94,9 @@ def _config(shape: Shape) -> LlamaConfig:
         vocab_size=shape.vocabulary,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=1,
-        eos_token_id=STOP,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
     )
 
 
@@ -141,11 +121,12 @@ def _calibrate(model: LlamaForCausalLM, shape: Shape) -> None:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0
         layer.mlp.down_proj.weight[0] = 0
+    pad, stop = model.config.pad_token_id, model.config.eos_token_id
     head = model.lm_head.weight
     head[:, 0] = 0
-    head[PAD] = 0
-    head[PAD, 0] = -50.0  # never said
-    head[STOP] = 0
+    head[pad] = 0
+    head[pad, 0] = -50.0  # never said
+    head[stop] = 0
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, shape.vocabulary, (8, 64), generator=generator)
     states = model.model(input_ids=ids).last_hidden_state
@@ -153,6 +134,6 @@ def _calibrate(model: LlamaForCausalLM, shape: Shape) -> None:
     low, high = -5.0, 20.0
     for _ in range(40):
         middle = (low + high) / 2
-        head[STOP, 0] = middle
-        chance = float(model.lm_head(states).softmax(-1)[..., STOP].mean())
+        head[stop, 0] = middle
+        chance = float(model.lm_head(states).softmax(-1)[..., stop].mean())
         low, high = (middle, high) if chance < wanted else (low, middle)

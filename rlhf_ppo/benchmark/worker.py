@@ -1,6 +1,6 @@
 """One process of the benchmark: our PPO step, each time a line comes in.
 
-    python -m rlhf_ppo.benchmark.worker ASSETS SHAPE VARIANT STEPS
+    python -m rlhf_ppo.benchmark.worker ASSETS SHAPE VARIANT
 
 Answers each line on standard input by one JSON object on standard output.
 """
@@ -8,14 +8,10 @@ Answers each line on standard input by one JSON object on standard output.
 import json
 import os
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
 
 from rlhf_ppo.benchmark.models import SHAPES, Shape
 from rlhf_ppo.config import Config
@@ -44,14 +40,14 @@ def memory_mb(field: str) -> float:
     raise KeyError(field)
 
 
-def make_run(assets: Path, shape: Shape, variant: str, steps: int) -> PpoRun:
+def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
     """A run on the benchmark's models, as `scripts/ppo.py` would build it."""
     sections: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(),
+        "output_dir": "unused",
         "policy": {"path": str(assets / "policy")},
         "reward": {"path": str(assets / "reward")},
         "rollout": {"batch_size": shape.batch, "max_new_tokens": shape.response},
-        "ppo": {"steps": steps, "epochs": EPOCHS, "minibatches": 1, "learning_rate": 1e-6},
+        "ppo": {"epochs": EPOCHS, "minibatches": 1, "learning_rate": 1e-6},
         "logging": {"trackers": []},
         "hardware": {"cpu_threads": 1},
     }
@@ -75,20 +71,18 @@ def make_run(assets: Path, shape: Shape, variant: str, steps: int) -> PpoRun:
     )
 
 
-def main(assets: str, name: str, variant: str, steps: str) -> None:
+def main(assets: str, name: str, variant: str) -> None:
     """Build, then make a step for each line."""
     quieten_libraries()
     imported = memory_mb("VmRSS")
-    run = make_run(Path(assets), SHAPES[name], variant, int(steps))
+    run = make_run(Path(assets), SHAPES[name], variant)
     progress = Progress(0, 0, 0, beta=run.config.kl.beta)
     print(json.dumps({"ready": True}), flush=True)
     for step, _ in enumerate(sys.stdin, start=1):
-        began = time.perf_counter()
         before = progress.tokens
         asked = step_rows(len(run.prompts), run.config.rollout.batch_size, step, run.config.seed)
         progress, metrics, _ = ppo_step(run, step, progress)
         row = {
-            "seconds": time.perf_counter() - began,
             "tokens": progress.tokens - before,
             "prompt_tokens": sum(len(run.prompts[row].ids) for row in asked),
             "generate": metrics["time/rollout"],
@@ -101,5 +95,4 @@ def main(assets: str, name: str, variant: str, steps: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main(*sys.argv[1:])

@@ -27,7 +27,7 @@ class RolloutConfig(Settings):
     stop_tokens: tuple[str, ...] = ()
     """Tokens that end a response, besides those the model's generation config names."""
     generation_batch_size: Count = 256
-    """Prompts decoded at once on one process."""
+    """Responses decoded at once on one process."""
 
 
 class AdvantageConfig(Settings):

@@ -36,11 +36,12 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout on another device."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
-
-
-_TENSORS = ("ids", "positions", "places", "targets", "mask")
 
 
 def lay_out(tokens: Tokens) -> Layout:

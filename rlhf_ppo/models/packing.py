@@ -6,8 +6,6 @@ attends to itself alone. A model that does not fit (attention of its own, state 
 is found out at loading and gets padded rows instead.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -80,16 +78,6 @@ AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, _mask)
 
 
-@contextmanager
-def packed_row() -> Iterator[None]:
-    """While a packed row goes through a model (masks are made once, at its top)."""
-    _inside.append(True)
-    try:
-        yield
-    finally:
-        _inside.pop()
-
-
 def run_packed(
     trunk: nn.Module,
     ids: Tensor,
@@ -106,7 +94,8 @@ def run_packed(
         lengths: of the sequences; they sum to T.
         cache: an empty one, to be filled with the (1, heads, T, D) keys and values.
     """
-    with packed_row():
+    _inside.append(True)  # masks are made once, at the top of the model
+    try:
         states: Tensor = trunk(
             input_ids=ids[None],
             position_ids=positions[None],
@@ -114,6 +103,8 @@ def run_packed(
             past_key_values=cache,
             packed_lengths=lengths,
         ).last_hidden_state
+    finally:
+        _inside.pop()
     return states[0]
 
 

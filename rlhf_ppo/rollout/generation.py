@@ -30,7 +30,7 @@ class SamplingSettings:
     max_new_tokens: int
     temperature: float
     stop_ids: tuple[int, ...]
-    batch_size: int  # prompts decoded at once
+    batch_size: int  # responses decoded at once
 
 
 def generate(

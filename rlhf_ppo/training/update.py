@@ -86,7 +86,7 @@ def kl_after_update(
     """KL(old || new) over a rollout once its update is made, nats a token."""
     total = 0.0
     budget = judging_tokens(config.ppo, processes.device.type)
-    mine = _my_share(_weighted(batch, config), processes).batch
+    mine = batch.select(_my_rows(batch.tokens.lengths, processes))
     for group in micro_batches(mine.tokens.lengths, budget):
         micro = mine.select(group)
         layout = lay_out(micro.tokens).to(processes.device)
@@ -110,10 +110,9 @@ def _weighted(batch: TrainBatch, config: Config) -> Minibatch:
     return Minibatch(batch, weights)
 
 
-def _my_share(minibatch: Minibatch, processes: Processes) -> Minibatch:
+def _my_rows(lengths: Tensor, processes: Processes) -> Tensor:
     """Every world-th row by length, so that the processes have equal work and none is empty."""
-    order = minibatch.batch.tokens.lengths.argsort(stable=True)
-    return minibatch.select(order[processes.rank :: processes.world])
+    return lengths.argsort(stable=True)[processes.rank :: processes.world]
 
 
 def _accumulate_gradients(
@@ -126,7 +125,7 @@ def _accumulate_gradients(
 ) -> None:
     """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
     tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
-    mine = _my_share(minibatch, processes)
+    mine = minibatch.select(_my_rows(minibatch.batch.tokens.lengths, processes))
     budget = training_tokens(config.ppo, processes.device.type)
     groups = list(micro_batches(mine.batch.tokens.lengths, budget))
     for number, group in enumerate(groups):

@@ -7,22 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import ROOT, run_command
+from cli import ROOT, run_command, run_here
 
 from rlhf_ppo.benchmark.compare import table, update_gflop
-from rlhf_ppo.benchmark.models import SHAPES, Shape, make_assets
+from rlhf_ppo.benchmark.models import SHAPES, Shape
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
-    make_assets("XS", folder / "XS")
-    return folder
-
-
-def test_both_variants_are_timed_in_alternation(assets: Path, tmp_path: Path) -> None:
+def test_both_variants_are_timed_in_alternation(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    words = ["--shape", "XS", "--steps", "2", "--assets", str(assets), "--out", str(out)]
+    words = ["--shape", "XS", "--steps", "2", "--out", str(out)]
     shown = run_command([sys.executable, str(ROOT / "scripts/benchmark.py"), *words], tmp_path)
     result = json.loads(out.read_text(encoding="utf-8"))
     assert set(result["sides"]) == {"shared", "separate"}
@@ -53,3 +46,25 @@ def test_useful_work_by_hand() -> None:
     wanted = 4 * 6 * (trunk * 40 + 64 * 512 * 10) / 1e9
     assert update_gflop(shape, "shared", row) == pytest.approx(wanted)
     assert update_gflop(shape, "separate", row) == pytest.approx(wanted + 24 * trunk * 40 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--shape XXL", "--shape XXL: choose one of XS, S, M"),
+        ("--variants shared,fast", "--variants fast: choose from shared"),
+        ("--steps 0", "--steps 0: give 1 or more"),
+        ("--peer_python here", "belong together"),
+        ("--peer_python no/python --peer_script no/script.py", "no/script.py: no such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_starts(
+    words: str,
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unknown variant was a traceback from another process."""
+    assert run_here("benchmark", words.split(), tmp_path, monkeypatch) == 2
+    assert part in capsys.readouterr().err

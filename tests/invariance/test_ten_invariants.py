@@ -24,7 +24,7 @@ from helpers import (
     write_plain_data,
 )
 from known_optimum import learn
-from runs import PROMPTS, make_run, rollout_batch
+from runs import PROMPTS, make_run, rollout_batch, update_once
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -35,7 +35,7 @@ from rlhf_ppo.rollout.generation import SamplingSettings, generate
 from rlhf_ppo.rollout.noise import sampling_noise
 from rlhf_ppo.training.ppo import train_ppo
 from rlhf_ppo.training.train_batch import loss_settings, make_train_batch
-from rlhf_ppo.training.update import _accumulate_gradients, _Tally, _weighted, ppo_update
+from rlhf_ppo.training.update import _accumulate_gradients, _Tally, _weighted
 
 RAGGED: dict[str, Any] = {"spread": 0.3, "stops": range(5, 70)}
 ROLLOUT = {"max_new_tokens": 9}
@@ -82,7 +82,7 @@ def test_2_ratio_is_1_before_the_first_step_or_the_clip_acts_on_noise(family: st
     """A sampler that differs from the trainer had good tokens clipped (trl#454, verl#2996)."""
     run = make_run(family=family, rollout=ROLLOUT | {"temperature": 1.7}, **RAGGED)
     batch = rollout_batch(run)
-    stats = one_update(run, batch)
+    stats = update_once(run, batch)
     assert stats.ratio_first_error < 1e-5
     assert stats.policy_clip_fraction == 0.0
 
@@ -178,7 +178,7 @@ def test_6_more_minibatches_are_more_optimizer_steps(minibatches: int) -> None:
     run = make_run(rollout=ROLLOUT, ppo=settings, **RAGGED)
     steps = []
     run.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    stats = one_update(run, rollout_batch(run))
+    stats = update_once(run, rollout_batch(run))
     assert len(steps) == stats.optimizer_steps == 3 * minibatches
 
 
@@ -242,16 +242,3 @@ def test_10_best_of_n_costs_log_n_less_its_share_or_the_frontier_is_drawn_wrong(
     chance = rank**n - (rank - 1 / size) ** n
     exact = float(torch.special.xlogy(chance, chance * size).sum())
     assert best_of_n_kl(n) == pytest.approx(exact, abs=1e-3)
-
-
-def one_update(run: Any, batch: Any) -> Any:
-    return ppo_update(
-        run.roles.policy,
-        run.roles.policy_forward,
-        run.optimizer,
-        batch,
-        run.config,
-        loss_settings(run.config, 0.05, 1.0),
-        torch.Generator().manual_seed(0),
-        run.processes,
-    )

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import FAMILIES
-from runs import START, make_run, rollout_batch
+from runs import START, make_run, rollout_batch, update_once
 from torch import Tensor
 
 from rlhf_ppo.algorithm.losses import LossSettings, ppo_loss
 from rlhf_ppo.models.forward import lay_out
 from rlhf_ppo.training.ppo import PpoRun, ppo_step
-from rlhf_ppo.training.train_batch import loss_settings
-from rlhf_ppo.training.update import UpdateStats, kl_after_update, ppo_update
+from rlhf_ppo.training.update import UpdateStats, kl_after_update
 
 LORA = {"rank": 2, "alpha": 4}
 
@@ -45,17 +44,7 @@ def ragged_run(family: str = "llama", **sections: Any) -> PpoRun:
 
 def update(run: PpoRun, batch: Any, train_policy: bool = True) -> tuple[list[Tensor], UpdateStats]:
     recorder = Recorder(run)
-    stats = ppo_update(
-        run.roles.policy,
-        run.roles.policy_forward,
-        recorder,  # type: ignore[arg-type]
-        batch,
-        run.config,
-        loss_settings(run.config, run.config.kl.beta, run.config.ppo.penalty),
-        torch.Generator().manual_seed(0),
-        run.processes,
-        train_policy,
-    )
+    stats = update_once(run, batch, recorder, train_policy)
     return recorder.gradients, stats
 
 
@@ -153,17 +142,17 @@ def test_an_update_stops_before_the_step_at_which_it_has_moved_too_far() -> None
     free = ragged_run(**ppo(**settings))
     batch = rollout_batch(free)
     limited = ragged_run(**ppo(**settings, target_kl=0.005))
-    stats = real_update(limited, batch)
+    stats = update_once(limited, batch)
     assert 1 < stats.optimizer_steps < 6
     assert reached(limited, batch) > 0.005  # the step before it was the one too many ...
     shorter = ragged_run(**ppo(**settings | {"epochs": stats.optimizer_steps}))
-    real_update(shorter, batch)
+    update_once(shorter, batch)
     for one, other in zip(
         *(run.roles.policy.parameters() for run in (limited, shorter)), strict=True
     ):
         assert torch.equal(one, other)  # ... and after it nothing moved
     shorter = ragged_run(**ppo(**settings | {"epochs": stats.optimizer_steps - 1}))
-    real_update(shorter, batch)
+    update_once(shorter, batch)
     assert reached(shorter, batch) <= 0.005
 
 
@@ -171,7 +160,7 @@ def test_the_kl_after_an_update_is_that_of_the_whole_rollout() -> None:
     run = ragged_run(**ppo(epochs=3, learning_rate=0.01, judge_batch_tokens=60))
     batch = rollout_batch(run)
     assert kl_after_update(run.roles.policy_forward, batch, run.config, run.processes) < 1e-9
-    real_update(run, batch)
+    update_once(run, batch)
     with torch.no_grad():
         new = run.roles.policy(lay_out(batch.tokens), 1.2).logprobs
     log_ratio = (new - batch.logprobs)[batch.tokens.response_mask]
@@ -187,20 +176,6 @@ def reached(run: PpoRun, batch: Any) -> float:
         new = run.roles.policy(lay_out(batch.tokens), 1.2).logprobs
     log_ratio = (new - batch.logprobs)[batch.tokens.response_mask]
     return float((log_ratio.exp() * log_ratio - log_ratio.exp() + 1).mean())
-
-
-def real_update(run: PpoRun, batch: Any) -> UpdateStats:
-    """An update by the run's own optimizer."""
-    return ppo_update(
-        run.roles.policy,
-        run.roles.policy_forward,
-        run.optimizer,
-        batch,
-        run.config,
-        loss_settings(run.config, 0.0, 1.0),
-        torch.Generator().manual_seed(0),
-        run.processes,
-    )
 
 
 def test_permuted_rows_do_not_change_the_gradient() -> None:

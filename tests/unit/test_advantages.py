@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -177,55 +176,6 @@ def test_reinforce_plus_plus_with_groups_subtracts_the_groups_mean_total() -> No
     assert_rows(found, [a, b], [c], [d], [e, f])
 
 
-PAIR = 1 / (math.sqrt(2) + 1e-6)
-BY_KIND = {
-    "reward_to_go": (AdvantageSettings("reward_to_go"), TO_GO, TO_GO),
-    "monte_carlo": (AdvantageSettings("monte_carlo"), ([-7.25, -16.5, -27], [-36]), TO_GO),
-    "one_step": (AdvantageSettings("one_step", n=2), DELTA, ([11, 17, 3], [4])),
-    "n_step": (AdvantageSettings("n_step", n=2), ([-0.5, -16.5, -27], [-36]), ([9.5, 3.5, 3], [4])),
-    "gae": (
-        AdvantageSettings("gae", lam=0.5),
-        ([-1.4375, -9.75, -27], [-36]),
-        ([8.5625, 10.25, 3], [4]),
-    ),
-    "gae, returns by another lambda": (
-        AdvantageSettings("gae", lam=0.5, value_lam=1.0),
-        ([-1.4375, -9.75, -27], [-36]),
-        TO_GO,
-    ),
-    "gae, returns by lambda 0": (
-        AdvantageSettings("gae", lam=0.5, value_lam=0.0),
-        ([-1.4375, -9.75, -27], [-36]),
-        ([11, 17, 3], [4]),
-    ),
-    "gae, lambda by length": (  # 2/3 and 0
-        AdvantageSettings("gae", lam=0.1, length_alpha=1.0),
-        ([-3, -12, -27], [-36]),
-        ([7, 8, 3], [4]),
-    ),
-    "gae, lambda by length, returns by another": (
-        AdvantageSettings("gae", length_alpha=1.0, value_lam=1.0),
-        ([-3, -12, -27], [-36]),
-        TO_GO,
-    ),
-    "rloo": (AdvantageSettings("rloo", group_size=2), ([2, 2, 2], [-2]), TO_GO),
-    "grpo": (AdvantageSettings("grpo", group_size=2), ([PAIR] * 3, [-PAIR]), TO_GO),
-    "grpo, unscaled": (
-        AdvantageSettings("grpo", group_size=2, scale_groups=False),
-        ([1, 1, 1], [-1]),
-        TO_GO,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BY_KIND)
-def test_the_settings_name_the_estimate_and_hand_it_its_numbers(name: str) -> None:
-    given_settings, advantages, returns = BY_KIND[name]
-    found = estimate_advantages(REWARDS, VALUES, MASK, replace(given_settings, gamma=GAMMA))
-    assert_rows(found[0], *advantages)
-    assert_rows(found[1], *returns)
-
-
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_responses_of_one_token_are_responses_too(kind: Kind) -> None:
     rewards, values = torch.tensor([[3.0], [1.0]]), torch.tensor([[0.5], [2.0]])
@@ -235,14 +185,6 @@ def test_responses_of_one_token_are_responses_too(kind: Kind) -> None:
     plain = [3.0, 1.0] if kind == "reward_to_go" else [2.5, -1.0]
     assert advantages.flatten().tolist() == pytest.approx(baseline.get(kind, plain))
     assert returns.flatten().tolist() == [3.0, 1.0]
-
-
-@pytest.mark.parametrize("group_size", [1, 2])
-def test_reinforce_plus_plus_by_name_is_that_of_the_function(group_size: int) -> None:
-    wanted = AdvantageSettings("reinforce_pp", gamma=GAMMA, group_size=group_size)
-    advantages, returns = estimate_advantages(REWARDS, VALUES, MASK, wanted)
-    assert torch.equal(advantages, reinforce_plus_plus(REWARDS, MASK, GAMMA, group_size))
-    assert_rows(returns, *TO_GO)
 
 
 def random_rollout(lengths: list[int], width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
