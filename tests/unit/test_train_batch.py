@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from helpers import make_config, random_tokens
 
+from rlhf_ppo.algorithm import advantages, kl, losses, rewards
 from rlhf_ppo.algorithm.advantages import AdvantageSettings, gae
 from rlhf_ppo.algorithm.batch import Responses, Rollout
 from rlhf_ppo.algorithm.losses import LossSettings
 from rlhf_ppo.algorithm.rewards import Moments, shape_rewards
+from rlhf_ppo.config import AdvantageConfig, KlConfig, PpoConfig, RewardConfig, rules
 from rlhf_ppo.training.train_batch import (
     advantage_settings,
     learns_values,
@@ -199,3 +201,17 @@ def test_kinds_without_values_learn_none(kind: str) -> None:
     assert not learns_values(config)
     assert loss_settings(config, 0.1, 1.0).value_coefficient == 0.0
     assert learns_values(make_config())
+
+
+def test_the_config_names_what_the_algorithm_knows() -> None:
+    """Written twice, because `--help` must not wait for torch."""
+    pairs = [
+        (AdvantageConfig, "kind", advantages.Kind),
+        (PpoConfig, "objective", losses.Objective),
+        (PpoConfig, "loss_aggregation", losses.Aggregation),
+        (KlConfig, "estimator", kl.Estimator),
+        (RewardConfig, "normalization", rewards.Normalization),
+    ]
+    for section, name, known in pairs:
+        assert get_args(section.model_fields[name].annotation) == get_args(known), name
+    assert rules.WITHOUT_VALUES == advantages.WITHOUT_VALUES
