@@ -42,12 +42,19 @@ class Plan:
         ]
 
 
-def training_tokens(ppo: PpoConfig, device: str) -> int:
-    """Tokens in one forward pass with gradients; `device` is a type, like "cpu".
+def training_tokens(ppo: PpoConfig, device: str, autocast: bool = False) -> int:
+    """Tokens in one forward pass with gradients.
 
-    On a CPU more than 512 is no faster and the activations only take memory (docs/performance.md).
+    On a CPU more than 512 is no faster and the activations only take memory (docs/performance.md),
+    unless autocast converts all weights at each pass.
+
+    Args:
+        ppo: settings.
+        device: a type, like "cpu".
+        autocast: whether products are computed in half precision.
     """
-    return ppo.micro_batch_tokens or (512 if device == "cpu" else 8192)
+    on_cpu = 1024 if autocast else 512
+    return ppo.micro_batch_tokens or (on_cpu if device == "cpu" else 8192)
 
 
 def judging_tokens(ppo: PpoConfig, device: str) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Tokens
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.models.packing import run_packed, takes_packed
+from rlhf_ppo.models.packing import run_packed, takes_packed, to_round
 from rlhf_ppo.models.softmax import logprobs_and_entropies
 
 # Bytes of the float32 logits that exist at the same time. Larger ones leave a CPU's caches.
@@ -112,8 +113,11 @@ def token_logprobs(
         temperature: divides the logits.
         entropy_gradient: let gradients flow through the entropy too.
     """
-    parts = []
-    size = _chunk_tokens(model, states.device.type)
+    parts, tokens = [], len(states)
+    device = states.device.type
+    extra = to_round(tokens, device)
+    states, targets = pad(states, (0, 0, 0, extra)), pad(targets, (0, extra))
+    size = _chunk_tokens(model, device)
     arguments = (temperature, entropy_gradient)
     # With several chunks the logits are made again in the backward pass, not kept.
     recompute = torch.is_grad_enabled() and len(states) > size
@@ -125,7 +129,7 @@ def token_logprobs(
         else:
             parts.append(_chunk_logprobs(model, chunk, ids, *arguments))
     logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return torch.cat(logprobs)[:tokens], torch.cat(entropies)[:tokens]
 
 
 def _chunk_tokens(model: PreTrainedModel, device: str) -> int:

@@ -64,7 +64,8 @@ class PolicyWithValueHead(nn.Module):
         )
         if self.value_trunk is not None:
             states = hidden_states(self.value_trunk, layout)
-        values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        with torch.autocast(states.device.type, enabled=False):  # so small a layer keeps float32
+            values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
         return TokenOutputs(
             logprobs=spread(logprobs, layout.mask),
             values=spread(values, layout.mask),

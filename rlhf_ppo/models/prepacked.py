@@ -42,24 +42,33 @@ def prepacked_linears(model: nn.Module, rows: int) -> Iterator[None]:
 
 
 def _is_worth_it(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.dim() == 2
+    known = (torch.float32, torch.bfloat16)
+    return weight.device.type == "cpu" and weight.dtype in known and weight.dim() == 2
 
 
 @torch.no_grad()
 def _prepack(module: nn.Linear, rows: int) -> Any:
     """A forward function on a reordered copy; None where the operators are missing or differ."""
-    bias = None if module.bias is None else module.bias.detach()
+    # What autocast rounds at each call is rounded once here: the same numbers.
+    dtype = module.weight.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    plain = module.weight.detach().to(dtype)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
+        weight = torch.ops.mkldnn._reorder_linear_weight(plain, rows)
 
         def forward(x: Tensor) -> Tensor:
-            found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            found: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x.to(dtype), weight, bias, "none", [], ""
+            )
             return found
 
-        probe = torch.linspace(-1, 1, module.in_features)[None]
-        right = torch.allclose(
-            forward(probe), linear(probe, module.weight, bias), rtol=1e-3, atol=1e-4
-        )
+        probe = torch.linspace(-1, 1, module.in_features, dtype=dtype)[None]
+        expected = linear(probe, plain, bias)
+        scale = float(expected.abs().max()) + 1e-6
+        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        right = torch.allclose(forward(probe), expected, rtol=0, atol=tolerance * scale)
     except (AttributeError, IndexError, RuntimeError, TypeError):
         return None
     return forward if right else None

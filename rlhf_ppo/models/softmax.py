@@ -30,7 +30,9 @@ class _Softmax(torch.autograd.Function):
         ctx: Any, logits: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         # In place: no layer that makes logits needs them again for its own gradient.
-        table = logits.detach().float().div_(temperature)
+        table = logits.detach().float()
+        if temperature != 1:
+            table.div_(temperature)
         table.sub_(table.logsumexp(dim=-1, keepdim=True))
         logprobs = table.gather(-1, targets[:, None]).squeeze(-1)
         entropies = -(table.exp().mul_(table)).sum(dim=-1)
@@ -52,4 +54,6 @@ class _Softmax(torch.autograd.Function):
             slope = (table + entropies[:, None]).mul_(of_entropies[:, None])
             gradient.mul_(slope.add_(of_logprobs[:, None]).neg_())
         gradient.scatter_add_(-1, targets[:, None], of_logprobs[:, None])
-        return gradient.div_(ctx.temperature).to(ctx.dtype), None, None
+        if ctx.temperature != 1:
+            gradient.div_(ctx.temperature)
+        return gradient.to(ctx.dtype), None, None

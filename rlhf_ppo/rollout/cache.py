@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from rlhf_ppo.models.packing import attention_dtype
+
 ROOM = 64  # tokens that a full buffer is enlarged by
 
 
@@ -21,6 +23,9 @@ class RoomyLayer(DynamicLayer):
         """Append keys and values (B, heads, n, D); returns all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        # One type, the one attention asks for: not all of the cache converted at each token.
+        kind = attention_dtype(key_states.device.type, key_states.dtype, value_states.dtype)
+        key_states, value_states = key_states.to(kind), value_states.to(kind)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if self.buffers is None or self.buffers[0].shape[-2] < end:

@@ -109,13 +109,15 @@ def collect(
     """
     outputs, ref_logprobs = judge(roles, responses.tokens, temperature, budget)
     texts = response_texts(roles.tokenizer, responses.tokens)
+    with roles.autocast():
+        scores = roles.reward.score([item.prompt.text for item in prompts], texts)
     return Rollout(
         responses=responses,
         logprobs=outputs.logprobs,
         ref_logprobs=ref_logprobs,
         values=outputs.values,
         entropy=outputs.entropy,
-        scores=roles.reward.score([item.prompt.text for item in prompts], texts),
+        scores=scores,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import RewardConfig
@@ -82,7 +82,9 @@ class RewardModel:
         row = torch.tensor([token for ids in encoded for token in ids], device=device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         states = run_packed(self.model.base_model, row, positions, lengths)
-        outputs: Tensor = getattr(self.model, "score")(states[places])  # noqa: B009
+        head: nn.Linear = getattr(self.model, "score")  # noqa: B009
+        with torch.autocast(device.type, enabled=False):  # scores are not rounded
+            outputs: Tensor = head(states[places].to(head.weight.dtype))
         return outputs
 
     def _padded(self, encoded: list[list[int]]) -> Tensor:

@@ -91,6 +91,11 @@ class Processes:
         device: torch.device = self.accelerator.device
         return device
 
+    @property
+    def half(self) -> bool:
+        """Whether autocast computes products in half precision."""
+        return self.accelerator.mixed_precision in ("bf16", "fp16")
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.accelerator.wait_for_everyone()

@@ -130,6 +130,7 @@ def _make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.
         betas=(0.9, ppo.adam_beta2),
         eps=ppo.adam_epsilon,
         weight_decay=ppo.weight_decay,
+        fused=True,  # one pass over the memory in place of eight
     )
 
 

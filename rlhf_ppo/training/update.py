@@ -126,7 +126,7 @@ def _accumulate_gradients(
     """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
     tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
     mine = minibatch.select(_my_rows(minibatch.batch.tokens.lengths, processes))
-    budget = training_tokens(config.ppo, processes.device.type)
+    budget = training_tokens(config.ppo, processes.device.type, processes.half)
     groups = list(micro_batches(mine.batch.tokens.lengths, budget))
     for number, group in enumerate(groups):
         part = mine.select(group)

@@ -99,10 +99,19 @@ def test_what_was_handed_out_does_not_change_with_the_next_tokens() -> None:
     assert torch.equal(values, before[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_type_of_the_states_is_kept(dtype: torch.dtype) -> None:
-    found = RoomyLayer().update(*(x.to(dtype) for x in states(1, 2, 0)))
-    assert {x.dtype for x in found} == {dtype}
+@pytest.mark.parametrize("keys", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16])
+def test_keys_and_values_are_held_in_the_type_attention_takes(
+    keys: torch.dtype, values: torch.dtype
+) -> None:
+    """Under autocast keys come in float32 and values in bfloat16: one was converted each token."""
+    new = states(1, 2, 0)
+    layer = RoomyLayer()
+    for _ in range(2):
+        found = layer.update(new[0].to(keys), new[1].to(values))
+    assert {x.dtype for x in found} == {torch.float64 if keys == torch.float64 else torch.float32}
+    torch.testing.assert_close(found[0][:, :, 2:].to(keys), new[0].to(keys), rtol=0, atol=0)
+    torch.testing.assert_close(found[1][:, :, 2:].to(values), new[1].to(values), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def test_token_budgets_are_what_is_set_and_otherwise_the_devices(device: str) ->
     assert training_tokens(free, device) < judging_tokens(free, device)
 
 
+def test_autocast_on_a_cpu_takes_more_tokens_at_once_because_it_converts_all_weights() -> None:
+    free = PpoConfig()
+    assert training_tokens(free, "cpu", True) > training_tokens(free, "cpu")
+    assert training_tokens(free, "cuda", True) == training_tokens(free, "cuda")
+    assert training_tokens(PpoConfig(micro_batch_tokens=77), "cpu", True) == 77
+
+
 def test_a_gpu_is_given_more_tokens_at_once_than_a_cpu() -> None:
     for tokens in (training_tokens, judging_tokens):
         assert tokens(PpoConfig(), "cuda") > tokens(PpoConfig(), "cpu")
