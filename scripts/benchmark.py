@@ -17,20 +17,27 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="S", help="XS, S: 4 million parameters, M: 34 million")
     parser.add_argument("--variants", default="shared,separate", help="shared, separate, bf16")
+    parser.add_argument("--scaling", help="vary one of prompts, response, vocabulary instead")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--peer_script", help="its benchmark script")
     parser.add_argument("--out", type=Path, help="write all numbers here, as JSON")
     words = parser.parse_args(arguments)
     from rlhf_ppo.benchmark.compare import check, run_benchmark, table
+    from rlhf_ppo.benchmark.scaling import run_scaling, scaling_table
 
     variants = words.variants.split(",")
-    check(words.shape, variants, words.steps, (words.peer_python, words.peer_script))
-    peer = (words.peer_python, words.peer_script) if words.peer_python else None
-    result = run_benchmark(words.shape, variants, words.steps, peer)
+    check(words.shape, variants, words.steps, (words.peer_python, words.peer_script), words.scaling)
+    if words.scaling is not None:
+        result = run_scaling(words.scaling, words.steps, words.shape)
+        shown = scaling_table(result)
+    else:
+        peer = (words.peer_python, words.peer_script) if words.peer_python else None
+        result = run_benchmark(words.shape, variants, words.steps, peer)
+        shown = table(result)
     if words.out is not None:
         words.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(result))
+    print(shown)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf_ppo.benchmark.models import SHAPES, Shape, make_assets
+from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape, make_assets
 from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS
 from rlhf_ppo.errors import UserError, raise_all
 
@@ -96,13 +97,23 @@ class Peer(Worker):
         return self.rows
 
 
-def check(name: str, variants: Sequence[str], steps: int, peer: Sequence[str | None]) -> None:
+def check(
+    name: str,
+    variants: Sequence[str],
+    steps: int,
+    peer: Sequence[str | None],
+    axis: str | None = None,
+) -> None:
     """Everything that can be said before a process is started.
 
     Raises:
-        UserError: an unknown shape or variant, no steps, half a peer; lists every problem.
+        UserError: an unknown shape, variant or axis, no steps, half a peer; lists every problem.
     """
     problems = []
+    if axis is not None and axis not in AXES:
+        problems.append(f"--scaling {axis}: choose one of {', '.join(AXES)}")
+    if axis is not None and peer[0] is not None:
+        problems.append("--scaling is of our step alone: leave out --peer_python")
     if name not in SHAPES:
         problems.append(f"--shape {name}: choose one of {', '.join(SHAPES)}")
     for variant in variants:
@@ -137,11 +148,8 @@ def run_benchmark(
         if peer is not None:
             workers["peer"] = Peer(*peer, shape, steps, folder)
         for variant in variants:
-            workers[variant] = Worker([sys.executable, "-m", WORKER, temporary, name, variant])
-        for _ in range(steps + 1):
-            for worker in workers.values():
-                worker.step()
-        sides = {side: _medians(worker.finish()[1:]) for side, worker in workers.items()}
+            workers[variant] = ours(folder, variant, shape)
+        sides = alternate(workers, steps)
     for variant in variants:
         work = update_gflop(shape, variant, sides[variant])
         sides[variant]["update_gflops"] = work / sides[variant]["update"]
@@ -152,6 +160,20 @@ def run_benchmark(
                 side[f"{phase}_ratio"] = sides["peer"][key] / side[key]
             side["memory_share"] = side["memory_mb"] / sides["peer"]["memory_mb"]
     return {"shape": name, "steps": steps, "peak_gflops": matmul_peak(), "sides": sides}
+
+
+def ours(folder: Path, variant: str, shape: Shape) -> Worker:
+    """A process of ours on the models in `folder`."""
+    numbers = json.dumps(asdict(shape))
+    return Worker([sys.executable, "-m", WORKER, str(folder), variant, numbers])
+
+
+def alternate(workers: Mapping[str, Worker], steps: int) -> dict[str, Row]:
+    """Medians of each side's steps, which take turns, after one to warm up."""
+    for _ in range(steps + 1):
+        for worker in workers.values():
+            worker.step()
+    return {side: _medians(worker.finish()[1:]) for side, worker in workers.items()}
 
 
 def update_gflop(shape: Shape, variant: str, row: Row) -> float:

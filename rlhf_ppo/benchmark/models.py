@@ -17,7 +17,8 @@ from transformers import (
 from rlhf_ppo.models.scratch import train_tokenizer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-PROMPTS = 256  # 8 to 64 tokens each
+PROMPTS = 256  # at least, 8 to 64 tokens each
+WORDS = 8192  # most pieces of the tokenizer; of a larger vocabulary the rest have no text
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,19 @@ SHAPES = {
     "S": Shape(256, 4, 768, 4, 2, 2048, batch=32, response=64),
     "M": Shape(512, 8, 1536, 8, 4, 8192, batch=16, response=128),
 }
+# Each axis with its field of `Shape` and the values it takes, from the shape S.
+AXES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "prompts": ("batch", (8, 32, 128, 512)),
+    "response": ("response", (32, 64, 128, 256, 512)),
+    "vocabulary": ("vocabulary", (2048, 8192, 32768, 151936)),
+}
 
 
 def make_assets(shape: Shape, folder: Path) -> None:
     """Write `policy/`, `reward/` and `prompts.jsonl` for a shape; the same bytes each time."""
     draw = random.Random(0)
     texts = _texts(draw)
-    tokenizer = train_tokenizer(texts, shape.vocabulary)
+    tokenizer = train_tokenizer(texts, min(shape.vocabulary, WORDS))
     config = _config(shape, tokenizer)
     policy = _with_random_weights(LlamaForCausalLM(config), seed=1)
     _calibrate(policy, shape)
@@ -67,7 +74,7 @@ def make_assets(shape: Shape, folder: Path) -> None:
         tokenizer.save_pretrained(folder / place)
     ids = [token for text in texts for token in tokenizer(text)["input_ids"]]
     rows, start = [], 0
-    for _ in range(PROMPTS):
+    for _ in range(max(PROMPTS, shape.batch)):
         length = draw.randint(8, 64)
         part = ids[start : start + length]
         start += length

@@ -1,6 +1,6 @@
 """One process of the benchmark: our PPO step, each time a line comes in.
 
-    python -m rlhf_ppo.benchmark.worker ASSETS SHAPE VARIANT
+    python -m rlhf_ppo.benchmark.worker ASSETS VARIANT SHAPE_AS_JSON
 
 Answers each line on standard input by one JSON object on standard output.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from rlhf_ppo.benchmark.models import SHAPES, Shape
+from rlhf_ppo.benchmark.models import Shape
 from rlhf_ppo.config import Config
 from rlhf_ppo.console import quieten_libraries
 from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
@@ -71,11 +71,11 @@ def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
     )
 
 
-def main(assets: str, name: str, variant: str) -> None:
+def main(assets: str, variant: str, numbers: str) -> None:
     """Build, then make a step for each line."""
     quieten_libraries()
     imported = memory_mb("VmRSS")
-    run = make_run(Path(assets), SHAPES[name], variant)
+    run = make_run(Path(assets), Shape(**json.loads(numbers)), variant)
     progress = Progress(0, 0, 0, beta=run.config.kl.beta)
     print(json.dumps({"ready": True}), flush=True)
     for step, _ in enumerate(sys.stdin, start=1):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "rlhf_ppo_packed"
@@ -81,9 +81,7 @@ def _attend_packed(
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"packed attention does not know {name}")
-    groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    grouped = getattr(module, "num_key_value_groups", 1) > 1
     # Neighbours of one length go together: rows come sorted, so that is most of them.
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     cuts = [length * count for length, count in runs]
@@ -92,7 +90,9 @@ def _attend_packed(
         runs, *(x.squeeze(0).split(cuts, dim=1) for x in (query, key, value)), strict=True
     ):
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=options.get("scaling"))
+        found = scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=options.get("scaling"), enable_gqa=grouped
+        )
         outputs.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[None]
 

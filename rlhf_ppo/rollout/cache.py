@@ -38,11 +38,18 @@ class RoomyLayer(DynamicLayer):
         return self._show(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order."""
-        if self.buffers is not None:
-            keys, values = self.buffers
-            self.buffers = (keys[indices], values[indices])
-            self._show(self.get_seq_length())
+        """Keep these rows, in this order; only rows whose place changes are moved."""
+        if self.buffers is None:
+            return
+        count, end = len(indices), self.get_seq_length()
+        if count > len(self.buffers[0]):
+            self.buffers = (self.buffers[0][indices], self.buffers[1][indices])
+        else:
+            moved = (indices != torch.arange(count, device=indices.device)).nonzero().squeeze(-1)
+            for buffer in self.buffers:
+                buffer[moved, :, :end] = buffer[indices[moved], :, :end]
+            self.buffers = (self.buffers[0][:count], self.buffers[1][:count])
+        self._show(end)
 
     def reset(self) -> None:
         """Forget everything."""

@@ -110,8 +110,9 @@ def _decode(
         if t + 1 == limit or not bool(going.any()):
             break
         if bool(ended.any()):
-            alive, token = alive[going], token[going]
-            decoder.keep(going)
+            rows = _close_ranks(going)
+            alive, token = alive[rows], token[rows]
+            decoder.keep(rows)
         logits = decoder.step(token)
 
     width = int(mask.sum(dim=1).max())
@@ -124,6 +125,14 @@ def _decode(
         stopped=stopped.cpu(),
         prompt_rows=torch.tensor([prompt.prompt.row for prompt in prompts]),
     )
+
+
+def _close_ranks(going: Tensor) -> Tensor:
+    """Numbers of the True rows; the last ones take the places of False ones, the rest stay."""
+    count = int(going.sum())
+    rows = torch.arange(count, device=going.device)
+    rows[~going[:count]] = going[count:].nonzero().squeeze(-1) + count
+    return rows
 
 
 class _Decoder:
@@ -177,8 +186,8 @@ class _Decoder:
         return output_logits(base, states[last])[which]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop the rows where `rows` (B,) is False."""
-        self.cache.batch_select_indices(rows.nonzero().squeeze(-1))
+        """Keep these rows alone, in this order."""
+        self.cache.batch_select_indices(rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, token: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 from cli import ROOT, run_command, run_here
 
 from rlhf_ppo.benchmark.compare import table, update_gflop
-from rlhf_ppo.benchmark.models import SHAPES, Shape
+from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape
+from rlhf_ppo.benchmark.scaling import run_scaling, scaling_table
 
 
 def test_both_variants_are_timed_in_alternation(tmp_path: Path) -> None:
@@ -27,6 +28,18 @@ def test_both_variants_are_timed_in_alternation(tmp_path: Path) -> None:
         assert 0 < side["sampler_gap"] < 1e-4
     assert result["sides"]["separate"]["update"] > result["sides"]["shared"]["update"]
     assert table(result) in shown.stdout
+
+
+def test_an_axis_is_walked_and_its_tables_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AXES, "vocabulary", ("vocabulary", (512, 100_000)))
+    result = run_scaling("vocabulary", steps=1, shape="XS")
+    small, large = result["points"].values()
+    assert [*result["points"]] == ["vocabulary 512", "vocabulary 100000"]
+    assert small["real_tokens"] == small["tokens"] + small["prompt_tokens"]
+    grown = large["memory_mb"] - small["memory_mb"]
+    assert 0.5 < grown / (large["tables_mb"] - small["tables_mb"]) < 1.5
+    shown = scaling_table(result)
+    assert f"| {large['memory_mb']:.0f} | {large['tables_mb']:.0f} |" in shown
 
 
 def test_ratios_are_the_peers_time_over_ours() -> None:
@@ -55,6 +68,7 @@ def test_useful_work_by_hand() -> None:
         ("--variants shared,fast", "--variants fast: choose from shared"),
         ("--steps 0", "--steps 0: give 1 or more"),
         ("--peer_python here", "belong together"),
+        ("--scaling width", "--scaling width: choose one of prompts, response, vocabulary"),
         ("--peer_python no/python --peer_script no/script.py", "no/script.py: no such file"),
     ],
 )

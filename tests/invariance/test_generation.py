@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import FAMILIES, encoded_prompts, plain_logprobs, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -89,6 +91,14 @@ def test_the_number_of_prompts_decoded_at_once_does_not_matter(size: int) -> Non
     assert torch.equal(whole.prompt_rows, parts.prompt_rows)
     assert torch.equal(whole.tokens.prompt_lengths, parts.tokens.prompt_lengths)
     assert torch.equal(whole.stopped, parts.stopped)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12).filter(any))
+def test_of_the_rows_that_go_on_as_few_as_possible_change_places(going: list[bool]) -> None:
+    rows = generation._close_ranks(torch.tensor(going)).tolist()
+    assert sorted(rows) == [place for place, goes in enumerate(going) if goes]
+    for place, row in enumerate(rows):
+        assert row == place or not going[place]
 
 
 def test_a_response_ends_with_its_stop_token_or_at_the_limit() -> None:

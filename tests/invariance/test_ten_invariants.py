@@ -93,6 +93,7 @@ class Apart:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
         self.device = torch.device("cpu")
+        self.half = False
 
     def no_sync(self, model: Any, skip: bool) -> Any:
         return nullcontext()
