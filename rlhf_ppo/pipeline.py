@@ -6,7 +6,6 @@ exists for the same settings is kept; for other settings the run stops and says 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_ppo.command_line import to_yaml
 from rlhf_ppo.config import Config
@@ -16,6 +15,7 @@ from rlhf_ppo.data.prompts import (
     check_room,
     encode_prompts,
 )
+from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
@@ -59,7 +59,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     plan = _check_sizes(config, stages, sizes, processes.world)
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
-    processes.on_main(lambda: _write_config(config))
+    processes.on_main(lambda: _write_start(config, inputs.report))
     for stage in stages:
         if stage in finished:
             if processes.is_main:
@@ -103,10 +103,8 @@ def _train_policy(
     paths = model_paths(config)
     roles, optimizer = build_roles(config, paths, processes)
     tokenizer, limit = roles.tokenizer, config.data.max_prompt_tokens
-    train, dropped = encode_prompts(inputs.train_prompts, tokenizer, limit, "data.prompts")
-    heldout = _encode_heldout(config, inputs, tokenizer, processes)
-    if dropped and processes.is_main:
-        say(f"data.prompts: dropped {dropped} prompts longer than {limit} tokens")
+    train, _ = encode_prompts(inputs.train_prompts, tokenizer, limit, "data.prompts")
+    heldout, _ = encode_prompts(inputs.heldout_prompts, tokenizer, limit, "data.heldout_prompts")
     make_plan(config, processes.world, len(train), len(heldout))
     # Here also for a model that this run has made, which could not be asked before.
     for name, items in (("data.prompts", train), ("data.heldout_prompts", heldout)):
@@ -147,7 +145,12 @@ def _evaluate(
 ) -> None:
     policy = Path(config.output_dir) / FOLDERS["ppo"]
     roles = load_for_evaluation(config, str(policy), model_paths(config), processes)
-    prompts = _encode_heldout(config, inputs, roles.tokenizer, processes)
+    prompts, _ = encode_prompts(
+        inputs.heldout_prompts,
+        roles.tokenizer,
+        config.data.max_prompt_tokens,
+        "data.heldout_prompts",
+    )
     sampling = sampling_settings(config, roles)
     evaluator = Evaluator(config, roles, sampling, processes, inputs.gold)
     policy_side = evaluator.policy_side(prompts)
@@ -163,17 +166,6 @@ def _evaluate(
         show_samples(prompts, policy_side, reference_side, config.evaluation.samples_shown)
         show_summary(summary)
         say(f"written to {folder}")
-
-
-def _encode_heldout(
-    config: Config, inputs: Inputs, tokenizer: Any, processes: Processes
-) -> list[EncodedPrompt]:
-    limit = config.data.max_prompt_tokens
-    name = "data.heldout_prompts"
-    heldout, dropped = encode_prompts(inputs.heldout_prompts, tokenizer, limit, name)
-    if dropped and processes.is_main:
-        say(f"{name}: dropped {dropped} prompts longer than {limit} tokens")
-    return heldout
 
 
 def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
@@ -293,8 +285,12 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
     return saved == config.ppo.steps
 
 
-def _write_config(config: Config) -> None:
+def _write_start(config: Config, report: DataReport) -> None:
+    """What the run was told, and what it found in its data."""
+    for line in report.lines():
+        say(line)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = to_yaml(config.model_copy(update={"resume": False}))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
+    report.write(folder)

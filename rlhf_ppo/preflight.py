@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
+from rlhf_ppo.data.report import TooLong
 from rlhf_ppo.data.template import Text, check_template
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import (
@@ -25,7 +26,7 @@ def check_policy(
     model: PretrainedConfig | None,
     prompts: dict[str, Sequence[Prompt]],
     conversations: dict[str, Sequence[Text]],
-) -> dict[str, int]:
+) -> dict[str, list[TooLong]]:
     """Try texts on the policy's tokenizer and positions.
 
     Args:
@@ -36,7 +37,7 @@ def check_policy(
         conversations: by setting; demonstrations and preferences.
 
     Returns:
-        By setting: how many prompts are short enough.
+        By setting: the prompts that are too long.
 
     Raises:
         UserError: no chat template for messages, no room for a response, unknown stop tokens.
@@ -44,15 +45,14 @@ def check_policy(
     check_stop_tokens(tokenizer, config.rollout.stop_tokens)
     for setting, texts in conversations.items():
         check_template(tokenizer, texts, setting)
-    kept = {}
+    long = {}
     for setting, items in prompts.items():
-        kept[setting] = 0
         if items:
-            encoded, _ = encode_prompts(items, tokenizer, config.data.max_prompt_tokens, setting)
-            kept[setting] = len(encoded)
+            limit = config.data.max_prompt_tokens
+            encoded, long[setting] = encode_prompts(items, tokenizer, limit, setting)
             if model is not None:
                 check_room(encoded, model, config.rollout.max_new_tokens, setting)
-    return kept
+    return long
 
 
 def check_reward(

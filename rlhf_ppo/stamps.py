@@ -30,6 +30,8 @@ FOLDERS = {
 STAMP_FILE = "stage.json"
 # Settings that do not change what PPO computes, or that other stages answer for.
 NOT_PPO = ("output_dir", "resume", "data", "sft", "checkpoint", "evaluation", "logging")
+# Settings of the data section that change what rows say or how often, if they are not refused.
+READING = ("columns", "system_prompt", "to_chat", "duplicates")
 
 
 def model_paths(config: Config) -> ModelPaths:
@@ -47,10 +49,10 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     """The stamp of each stage under these settings; a later stage holds those it builds on."""
     settings = config.model_dump(mode="json")
     data = {
-        name: None if source is None else fingerprint(str(source))
-        for name, source in settings["data"].items()
-        if name != "max_prompt_tokens"
+        name: None if source is None else fingerprint(source)
+        for name, source in config.data.sources.items()
     }
+    reading = {name: settings["data"][name] for name in READING}
     start: Any = None if config.policy.path is None else _model(config.policy.path)
     if config.sft is not None:
         start = {
@@ -59,6 +61,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
             "lora": settings["lora"],
             "sft": settings["sft"],
             "demonstrations": data["demonstrations"],
+            "reading": reading,
         }
     reward: Any = None if config.reward.path is None else _model(config.reward.path)
     if config.reward_model is not None and config.reward.path is None:
@@ -68,12 +71,16 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
             "lora": settings["lora"],
             "reward_model": settings["reward_model"],
             "preferences": data["preferences"],
+            "reading": reading,
         }
     ppo = {name: value for name, value in settings.items() if name not in NOT_PPO}
     ppo.pop("reward_model")
     ppo["ppo"] = {name: value for name, value in ppo["ppo"].items() if name != "steps"}
     ppo["hardware"] = {"mixed_precision": settings["hardware"]["mixed_precision"]}
     ppo["max_prompt_tokens"] = config.data.max_prompt_tokens
+    ppo["reading"] = reading
+    if config.data.overlap == "drop":  # then the held-out prompts decide what is trained on
+        ppo["without"] = data["heldout_prompts"]
     ppo |= {"start": start, "reward_from": reward, "prompts": data["prompts"]}
     evaluation = {
         "policy": ppo,

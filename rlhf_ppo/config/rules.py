@@ -14,6 +14,7 @@ WITHOUT_VALUES = ("reward_to_go", "rloo", "grpo", "reinforce_pp")
 
 def contradictions(config: "Config") -> Iterator[str]:
     """Every problem of a config as a whole."""
+    yield from _of_data(config)
     yield from _of_reward(config)
     yield from _of_advantage(config)
     yield from _of_update(config)
@@ -29,6 +30,22 @@ def contradictions(config: "Config") -> Iterator[str]:
             f"kl.horizon = {kl.horizon} with {responses} responses a step: one step could turn "
             f"beta negative; set it above {responses // 5}, better to those of a hundred steps"
         )
+
+
+def _of_data(config: "Config") -> Iterator[str]:
+    data = config.data
+    if data.system_prompt is not None and not data.system_prompt.strip():
+        yield f"data.system_prompt = {data.system_prompt!r} is empty; remove it"
+    for ours, theirs in data.columns.items():
+        if ours == theirs:
+            yield f"data.columns.{ours} = {theirs!r} changes nothing; remove it"
+        elif not ours.strip() or not theirs.strip():
+            yield f"data.columns: {ours!r}: {theirs!r} has an empty name; give both, or remove it"
+        elif [*data.columns.values()].count(theirs) > 1:
+            yield (
+                f"data.columns.{ours} = {theirs!r}: a column can have one name only, and another "
+                "has it too; remove one of the two"
+            )
 
 
 def _of_reward(config: "Config") -> Iterator[str]:

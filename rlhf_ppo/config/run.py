@@ -2,30 +2,52 @@
 
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from rlhf_ppo.config.base import Count, CountOrZero, Settings
 
+SOURCES = ("prompts", "heldout_prompts", "demonstrations", "preferences", "heldout_preferences")
+
 
 class DataConfig(Settings):
-    """Where prompts, demonstrations and preferences come from.
+    """Where prompts, demonstrations and preferences come from, and what is done with their rows.
 
-    Each is a .jsonl or .json file, a folder written by `datasets`, or a hub id with an optional
-    split ("trl-lib/tldr:validation"; the split is "train" when left out).
+    Each source is a .jsonl, .json, .csv or .parquet file, a folder written by `datasets`, or a hub
+    id: "owner/name", "owner/name:split" or "owner/name:config:split"; the split is "train" when
+    left out. See docs/data.md for the rows.
     """
 
     prompts: str | None = None
-    """Prompts to train on: rows with `prompt`, a string or a list of chat messages."""
+    """Prompts to train on: rows with `prompt` (a string or chat messages) or `messages`."""
     heldout_prompts: str | None = None
     """Prompts for evaluation, never trained on; same form as `prompts`."""
     demonstrations: str | None = None
     """For the supervised stage: rows with `messages`, or with `prompt` and `completion`."""
     preferences: str | None = None
-    """For the reward model: rows with `prompt`, `chosen` and `rejected`."""
+    """For the reward model: rows with `chosen` and `rejected`, and `prompt` unless they hold it."""
     heldout_preferences: str | None = None
     """Pairs that test the reward model; a column `kind` splits its accuracy by kind of error."""
+    columns: dict[str, str] = Field(default={})
+    """Our column name: theirs, as in {prompt: question}; for each source that has that column."""
+    system_prompt: str | None = None
+    """Put before every conversation that has no system message of its own."""
+    to_chat: Literal["transcripts", "always", "never"] = "transcripts"
+    """Which plain strings become chat messages: HH-RLHF transcripts, all strings, or none."""
     max_prompt_tokens: Count = 1024
-    """Longer prompts are dropped, counted and reported; never cut (tokens)."""
+    """Longer prompts are dropped or refused (`long_rows`), never cut (tokens)."""
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    """Rows that are broken, empty or lack a column: stop the run, or drop and report them."""
+    long_rows: Literal["drop", "refuse"] = "drop"
+    """Rows longer than `max_prompt_tokens` or a stage's `max_tokens`: drop and report, or stop."""
+    duplicates: Literal["keep", "drop", "refuse"] = "keep"
+    """Repeated rows are always reported; kept ones count as often as they stand in the data."""
+    overlap: Literal["refuse", "drop"] = "refuse"
+    """Training prompts that are held out as well: stop the run, or drop them from training."""
+
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Where each kind of data comes from, by the name of its setting in this section."""
+        return {name: getattr(self, name) for name in SOURCES}
 
 
 class CheckpointConfig(Settings):

@@ -1,6 +1,8 @@
-"""Rows from a JSONL or JSON file, a saved `datasets` folder or a hub id, each knowing its place."""
+"""Rows from a file, a saved `datasets` folder or a hub id, each knowing its place."""
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +11,9 @@ from typing import Any
 
 from rlhf_ppo.errors import UserError
 
-SHOWN_PROBLEMS = 10
+KINDS = ".jsonl, .json, .csv or .parquet"
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+LONGEST_CELL = 2**31 - 1  # characters; the csv module alone would refuse a cell of 131,073
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,29 @@ class Row:
     values: dict[str, Any]
 
 
-def read_rows(source: str, setting: str) -> list[Row]:
-    """Read all rows of a source.
+@dataclass(frozen=True)
+class BrokenRow:
+    """A place where a row should be, and why there is none."""
+
+    where: str
+    reason: str  # the same words for the same mistake: reports count by it
+    detail: str
+
+
+AnyRow = Row | BrokenRow
+
+
+def read_rows(source: str, setting: str) -> list[AnyRow]:
+    """Read all rows of a source; what is no row has its place in the list too.
+
+    A place is `file:line` in JSONL and CSV, and `source[index]`, counted from 0, elsewhere.
 
     Args:
         source: file, folder or hub id, see `DataConfig`.
         setting: name of the setting that holds `source`, for messages.
 
     Raises:
-        UserError: missing, unreadable, empty or broken; names every broken line (up to ten).
+        UserError: missing, unreadable or empty.
     """
     path = Path(source)
     if path.is_file():
@@ -37,8 +55,8 @@ def read_rows(source: str, setting: str) -> list[Row]:
         rows = _read_saved_folder(path, setting)
     elif _looks_like_path(source):
         raise UserError(
-            f"{setting}: no such file or folder: {source}. Give a .jsonl or .json file, a folder "
-            "saved by `datasets`, or a hub id like trl-lib/tldr:train."
+            f"{setting}: no such file or folder: {source}. Give a {KINDS} file, a folder saved by "
+            "`datasets`, or a hub id like trl-lib/tldr:train."
         )
     else:
         rows = _read_hub(source, setting)
@@ -75,73 +93,147 @@ def _ends(file: Path, size: int = 2**20) -> bytes:
         return first + stream.read(size)
 
 
-def raise_problems(problems: list[str], remedy: str) -> None:
-    """Raise one `UserError` that lists the problems, if there are any.
-
-    Raises:
-        UserError: `problems` is not empty.
-    """
-    if not problems:
-        return
-    shown = "\n".join(f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS])
-    more = len(problems) - SHOWN_PROBLEMS
-    rest = f"\n  ... and {more} more" if more > 0 else ""
-    raise UserError(f"{len(problems)} bad row(s) in the data:\n{shown}{rest}\n{remedy}")
-
-
 def _looks_like_path(source: str) -> bool:
-    name = source.rsplit("/", 1)[-1]
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "." in name
+    name = source.partition(":")[0].rsplit("/", 1)[-1]
+    deep = source.partition(":")[0].count("/") > 1
+    return source.startswith((".", "/", "~")) or deep or Path(name).suffix in SUFFIXES
 
 
-def _read_file(path: Path, setting: str) -> list[Row]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}). ({setting})") from error
+def _read_file(path: Path, setting: str) -> list[AnyRow]:
+    if path.suffix == ".parquet":
+        return _read_parquet(path, setting)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file {path.suffix!r}. {setting} takes {KINDS}.")
+    text = _read_text(path, setting)
     if path.suffix == ".jsonl":
         return list(_parse_lines(path, text))
-    if path.suffix == ".json":
-        return _parse_list(path, text)
-    raise UserError(
-        f"{path}: unknown kind of file {path.suffix!r}. {setting} takes .jsonl (one JSON object a "
-        "line) or .json (a list of objects)."
-    )
+    if path.suffix == ".csv":
+        return list(_parse_csv(path, text, setting))
+    return _parse_json(path, text)
 
 
-def _parse_lines(path: Path, text: str) -> Iterator[Row]:
-    problems = []
+def _read_text(path: Path, setting: str) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). ({setting})") from error
+    try:
+        return raw.decode("utf-8-sig")  # spreadsheets put a byte order mark in front
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{raw[error.start]:02x}). Save the file as "
+            f"UTF-8. ({setting})"
+        ) from error
+
+
+def _parse_lines(path: Path, text: str) -> Iterator[AnyRow]:
     # Not splitlines(): it also cuts at U+2028 and the like, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path}:{number}"
         if not line.strip():
             continue
-        where = f"{path}:{number}"
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
-            problems.append(f"{where}: not valid JSON ({error.msg}): {_shorten(line)}")
+            yield BrokenRow(where, "not valid JSON", f"{error.msg}: {_shorten(line)}")
             continue
-        if not isinstance(values, dict):
-            problems.append(f"{where}: must be a JSON object, not {_shorten(line)}")
-            continue
-        yield Row(where, values)
-    raise_problems(problems, "Mend or remove these lines.")
+        yield _object(where, values)
 
 
-def _parse_list(path: Path, text: str) -> list[Row]:
+def _parse_json(path: Path, text: str) -> list[AnyRow]:
+    """A list of objects, or JSON Lines under the wrong name: `Dataset.to_json` writes those."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
+        lines = list(_parse_lines(path, text))
+        if lines and isinstance(lines[0], Row):
+            return lines
         raise UserError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}). One object a line belongs in a "
-            ".jsonl file."
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}). A .json file holds a list of "
+            "objects, or one object a line."
         ) from error
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise UserError(f"{path}: must hold a JSON list of objects.")
-    return [Row(f"{path}[{index}]", item) for index, item in enumerate(content)]
+    if not isinstance(content, list):
+        raise UserError(
+            f"{path}: must hold a JSON list of objects, not {_shorten(text.strip())}. Write the "
+            "rows as [{...}, {...}]."
+        )
+    return [_object(f"{path}[{index}]", item) for index, item in enumerate(content)]
 
 
-def _read_saved_folder(path: Path, setting: str) -> list[Row]:
+def _object(where: str, values: Any) -> AnyRow:
+    if isinstance(values, dict):
+        return Row(where, values)
+    return BrokenRow(where, "must be a JSON object", _shorten(json.dumps(values)))
+
+
+def _parse_csv(path: Path, text: str, setting: str) -> Iterator[AnyRow]:
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield from _csv_rows(path, csv.reader(io.StringIO(text, newline=""), strict=True), setting)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(path: Path, reader: Any, setting: str) -> Iterator[AnyRow]:
+    header: list[str] = []
+    line = 1
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # A quote that is never closed swallows the rest: what follows cannot be trusted.
+            raise UserError(
+                f"{path}:{line}: not valid CSV ({error}). Quote cells that hold commas, quotes or "
+                f'line ends with ", and double each " inside. ({setting})'
+            ) from error
+        where, line = f"{path}:{line}", reader.line_num + 1
+        if not cells:
+            continue
+        if not header:
+            header = cells
+            _check_header(where, header, setting)
+        elif len(cells) != len(header):
+            detail = f"{len(cells)} where the first line names {len(header)}"
+            yield BrokenRow(where, "wrong number of cells", detail)
+        else:
+            yield Row(where, dict(zip(header, map(_cell, cells), strict=True)))
+
+
+def _check_header(where: str, header: list[str], setting: str) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice or not all(name.strip() for name in header):
+        problem = f"names {twice} twice" if twice else "has a column without a name"
+        raise UserError(
+            f"{where}: the first line {problem}: {header}. It must name each column once. "
+            f"({setting})"
+        )
+
+
+def _cell(text: str) -> Any:
+    """A cell as text; a list of chat messages, which CSV can only hold as JSON, as that list."""
+    if text.lstrip().startswith("[{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text
+
+
+def _read_parquet(path: Path, setting: str) -> list[AnyRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        content = parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}). ({setting})") from error
+    return [Row(f"{path}[{index}]", item) for index, item in enumerate(content.to_pylist())]
+
+
+def _read_saved_folder(path: Path, setting: str) -> list[AnyRow]:
     import datasets
 
     try:
@@ -149,7 +241,7 @@ def _read_saved_folder(path: Path, setting: str) -> list[Row]:
     except (FileNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: not a folder saved by `datasets` ({error}). {setting} takes what "
-            "Dataset.save_to_disk wrote."
+            f"Dataset.save_to_disk wrote; of other folders, name one {KINDS} file."
         ) from error
     if isinstance(content, datasets.DatasetDict):
         raise UserError(
@@ -159,18 +251,30 @@ def _read_saved_folder(path: Path, setting: str) -> list[Row]:
     return [Row(f"{path}[{index}]", dict(item)) for index, item in enumerate(content)]
 
 
-def _read_hub(source: str, setting: str) -> list[Row]:
+def _read_hub(source: str, setting: str) -> list[AnyRow]:
     import datasets
 
-    name, _, split = source.partition(":")
+    name, config, split = hub_parts(source)
     try:
-        content = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        content = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{setting}: {source!r} is neither a file nor a folder here, and loading it as a hub "
-            f"id failed: {error}"
+            f"id (owner/name, owner/name:split or owner/name:config:split) failed: {error}"
         ) from error
     return [Row(f"{source}[{index}]", dict(item)) for index, item in enumerate(content)]
+
+
+def hub_parts(source: str) -> tuple[str, str | None, str]:
+    """Name, config and split of "name", "name:split" or "name:config:split".
+
+    A split may be a slice, as in "owner/name:train[:1000]".
+    """
+    name, _, rest = source.partition(":")
+    config, colon, split = rest.partition(":")
+    if not colon or "[" in config:
+        return name, None, rest or "train"
+    return name, config or None, split or "train"
 
 
 def _shorten(text: str, width: int = 60) -> str:

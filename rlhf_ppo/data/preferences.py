@@ -1,107 +1,122 @@
-"""Demonstrations and preference pairs, in TRL's formats."""
+"""Demonstrations and preference pairs, in TRL's formats and HH-RLHF's."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
-from trl.data_utils import maybe_extract_prompt
-
-from rlhf_ppo.data.loading import Row, raise_problems, read_rows
-from rlhf_ppo.data.template import Text, check_text
+from rlhf_ppo.config import DataConfig
+from rlhf_ppo.data.conversation import (
+    BadRow,
+    canonical,
+    is_transcript,
+    read_text,
+    split_answer,
+    split_pair,
+    to_form,
+)
+from rlhf_ppo.data.loading import Row
+from rlhf_ppo.data.report import DataReport
+from rlhf_ppo.data.sources import load, missing_column
+from rlhf_ppo.data.template import Text
 
 
 @dataclass(frozen=True)
 class Demonstration:
     """A prompt and a completion worth imitating."""
 
+    where: str
     prompt: Text
     completion: Text
+
+    @property
+    def conversations(self) -> list[tuple[Text, Text]]:
+        """Prompt and completion."""
+        return [(self.prompt, self.completion)]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same answer to the same prompt."""
+        return canonical(self.prompt), canonical(self.completion)
 
 
 @dataclass(frozen=True)
 class Preference:
     """Two completions of one prompt, the better one first."""
 
+    where: str
     prompt: Text
     chosen: Text
     rejected: Text
     kind: str  # kind of error that the rejected one holds; "all" when the data does not say
 
+    @property
+    def conversations(self) -> list[tuple[Text, Text]]:
+        """The prompt with each of its completions."""
+        return [(self.prompt, self.chosen), (self.prompt, self.rejected)]
 
-def read_demonstrations(source: str, setting: str = "data.demonstrations") -> list[Demonstration]:
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same judgement on the same pair."""
+        return canonical(self.prompt), canonical(self.chosen), canonical(self.rejected)
+
+
+def read_demonstrations(
+    source: str, setting: str, rules: DataConfig, report: DataReport
+) -> list[Demonstration]:
     """Rows with `messages` (the last one is the completion) or with `prompt` and `completion`.
 
     Raises:
-        UserError: missing source, no rows, or broken rows, each named.
+        UserError: missing source, no rows, or rows that are to be refused, each named.
     """
-    demonstrations, problems = [], []
-    for row in read_rows(source, setting):
-        found = _demonstration(row)
-        if isinstance(found, str):
-            problems.append(f"{row.where}: {found}")
+
+    def parse(number: int, row: Row) -> Demonstration:
+        values = row.values
+        if "messages" in values:
+            text = read_text(values["messages"], "messages", rules)
+            prompt, completion = split_answer(text, "messages")
+        elif "prompt" in values and "completion" in values:
+            prompt = read_text(values["prompt"], "prompt", rules)
+            completion = read_text(values["completion"], "completion", rules)
         else:
-            demonstrations.append(found)
-    raise_problems(problems, f"Mend or remove these rows. ({setting})")
-    return demonstrations
+            lacking = [name for name in ("prompt", "completion") if name not in values]
+            raise missing_column(row, rules, *lacking)
+        prompt, completion = to_form(prompt, [completion], rules)
+        return Demonstration(row.where, prompt, completion)
+
+    return load(source, setting, rules, report, parse)
 
 
-def read_preferences(source: str, setting: str = "data.preferences") -> list[Preference]:
+def read_preferences(
+    source: str, setting: str, rules: DataConfig, report: DataReport
+) -> list[Preference]:
     """Rows with `chosen` and `rejected`, and `prompt` unless the two share their beginning.
 
     Raises:
-        UserError: missing source, no rows, or broken rows, each named.
+        UserError: missing source, no rows, or rows that are to be refused, each named.
     """
-    preferences, problems = [], []
-    for row in read_rows(source, setting):
-        found = _preference(row)
-        if isinstance(found, str):
-            problems.append(f"{row.where}: {found}")
+
+    def parse(number: int, row: Row) -> Preference:
+        lacking = [name for name in ("chosen", "rejected") if name not in row.values]
+        if lacking:
+            raise missing_column(row, rules, *lacking)
+        chosen = read_text(row.values["chosen"], "chosen", rules)
+        rejected = read_text(row.values["rejected"], "rejected", rules)
+        if isinstance(chosen, str) != isinstance(rejected, str):
+            raise BadRow("chosen and rejected must both be text or both be chat messages")
+        if canonical(chosen) == canonical(rejected):
+            raise BadRow("chosen and rejected are the same")
+        if "prompt" in row.values and not _whole(chosen):
+            prompt = read_text(row.values["prompt"], "prompt", rules)
         else:
-            preferences.append(found)
-    raise_problems(problems, f"Mend or remove these rows. ({setting})")
-    return preferences
+            prompt, chosen, rejected = split_pair(chosen, rejected)
+        prompt, chosen, rejected = to_form(prompt, [chosen, rejected], rules)
+        kind = str(row.values.get("kind", "all"))
+        return Preference(row.where, prompt, chosen, rejected, kind)
+
+    return load(source, setting, rules, report, parse)
 
 
-def _demonstration(row: Row) -> Demonstration | str:
-    values = row.values
-    if "messages" in values:
-        problem = check_text(values["messages"], "messages")
-        if problem is not None:
-            return problem
-        messages = values["messages"]
-        if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
-            return "messages must be a list that ends with the assistant, after at least one other"
-        return Demonstration(messages[:-1], messages[-1:])
-    missing = [name for name in ("prompt", "completion") if name not in values]
-    if missing:
-        columns = ", ".join(sorted(values)) or "none"
-        return f"needs `messages`, or `prompt` and `completion` (columns: {columns})"
-    problem = check_text(values["prompt"], "prompt") or check_text(
-        values["completion"], "completion"
-    )
-    if problem is None and isinstance(values["prompt"], str) != isinstance(
-        values["completion"], str
-    ):
-        return "prompt and completion must both be text or both be chat messages"
-    return problem or Demonstration(values["prompt"], values["completion"])
-
-
-def _preference(row: Row) -> Preference | str:
-    columns = ", ".join(sorted(row.values)) or "none"
-    for name in ("chosen", "rejected"):
-        if name not in row.values:
-            return f"no column `{name}` (columns: {columns})"
-        problem = check_text(row.values[name], name)
-        if problem is not None:
-            return problem
-    if isinstance(row.values["chosen"], str) != isinstance(row.values["rejected"], str):
-        return "chosen and rejected must both be text or both be chat messages"
-    values = maybe_extract_prompt(dict(row.values))
-    problem = check_text(values.get("prompt"), "prompt")
-    if problem is not None:
-        return problem
-    prompt, chosen, rejected = values["prompt"], values["chosen"], values["rejected"]
-    if len({isinstance(text, str) for text in (prompt, chosen, rejected)}) > 1:
-        return "prompt, chosen and rejected must all be text or all be chat messages"
-    if chosen == rejected:
-        return "chosen and rejected are the same"
-    kind = row.values.get("kind", "all")
-    return Preference(prompt, chosen, rejected, str(kind))
+def _whole(completion: Text) -> bool:
+    """True if it holds the prompt as well, so that a column `prompt` only says it again."""
+    if isinstance(completion, str):
+        return is_transcript(completion)
+    return completion[0]["role"] != "assistant"

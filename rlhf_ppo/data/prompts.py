@@ -1,14 +1,27 @@
 """Prompts to train and to evaluate on."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ppo.data.loading import Row, raise_problems, read_rows
-from rlhf_ppo.data.template import Text, check_template, check_text, encode_prompt
+from rlhf_ppo.config import DataConfig
+from rlhf_ppo.data.conversation import (
+    BadRow,
+    canonical,
+    ends_with_answer,
+    is_transcript,
+    read_text,
+    split_answer,
+    split_pair,
+    to_form,
+)
+from rlhf_ppo.data.loading import Row
+from rlhf_ppo.data.report import DataReport, TooLong, raise_problems
+from rlhf_ppo.data.sources import load, missing_column
+from rlhf_ppo.data.template import Text, as_text, check_template, encode_prompt
 from rlhf_ppo.errors import UserError
 
 
@@ -21,6 +34,11 @@ class Prompt:
     text: Text
     columns: dict[str, Any]
 
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for the same prompt, whatever its other columns."""
+        return canonical(self.text)
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -30,62 +48,70 @@ class EncodedPrompt:
     ids: tuple[int, ...]
 
 
-def read_prompts(source: str, setting: str) -> list[Prompt]:
-    """Read and check prompts: rows with `prompt`, a string or chat messages ending with the user.
+def read_prompts(source: str, setting: str, rules: DataConfig, report: DataReport) -> list[Prompt]:
+    """Rows with `prompt`, with `messages`, or with `chosen` and `rejected` that share a beginning.
+
+    Messages and transcripts that end with an answer lose it: it becomes the column `completion`.
+    Every prompt gets the columns that any of them has, None where its own row has none.
 
     Raises:
-        UserError: missing source, no rows, or broken rows, each named.
+        UserError: missing source, no rows, or rows that are to be refused, each named.
     """
-    prompts, problems = [], []
-    for index, row in enumerate(read_rows(source, setting)):
-        problem = _check(row)
-        if problem is not None:
-            problems.append(f"{row.where}: {problem}")
-            continue
-        columns = {key: value for key, value in row.values.items() if key != "prompt"}
-        prompts.append(Prompt(index, row.where, row.values["prompt"], columns))
-    raise_problems(problems, f"Mend or remove these rows. ({setting})")
-    return prompts
+
+    def parse(number: int, row: Row) -> Prompt:
+        text, columns = _parse(row, rules)
+        return Prompt(number, row.where, to_form(text, [], rules)[0], columns)
+
+    prompts = load(source, setting, rules, report, parse)
+    names = sorted({name for prompt in prompts for name in prompt.columns})
+    return [replace(p, columns={name: p.columns.get(name) for name in names}) for p in prompts]
 
 
-def check_no_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
-    """Held-out prompts must not be trained on.
+def settle_overlap(
+    train: Sequence[Prompt], heldout: Sequence[Prompt], rules: DataConfig, report: DataReport
+) -> list[Prompt]:
+    """The training prompts without those that are held out.
 
     Raises:
-        UserError: a prompt stands in both sets; names the places.
+        UserError: a prompt stands in both sets and `data.overlap` is `refuse`; names the places.
     """
-    places = {_key(prompt): prompt.where for prompt in train}
-    shared = [
-        f"{prompt.where} is the same prompt as {places[_key(prompt)]}"
-        for prompt in heldout
-        if _key(prompt) in places
-    ]
-    raise_problems(
-        shared, "Held-out prompts must not be trained on: remove them from one of the two files."
-    )
+    held = {prompt.key: prompt.where for prompt in heldout}
+    shared = [prompt for prompt in train if prompt.key in held]
+    if rules.overlap == "refuse":
+        raise_problems(
+            [f"{held[prompt.key]} is the same prompt as {prompt.where}" for prompt in shared],
+            "Held-out prompts must not be trained on: remove them from one of the two, or set "
+            "data.overlap = drop, which drops them from data.prompts.",
+        )
+    places = [prompt.where for prompt in shared]
+    report.add("data.prompts", "is held out (data.heldout_prompts)", places, dropped=True)
+    if len(shared) == len(train) > 0:
+        raise UserError("data.prompts: every prompt is also in data.heldout_prompts.")
+    return [prompt for prompt in train if prompt.key not in held]
 
 
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int, setting: str
-) -> tuple[list[EncodedPrompt], int]:
+) -> tuple[list[EncodedPrompt], list[TooLong]]:
     """Apply the chat template and tokenize; drop what is too long.
 
     Returns:
-        The encoded prompts, and how many were dropped.
+        The encoded prompts, and those that were dropped.
 
     Raises:
         UserError: no chat template for messages, or nothing is left.
     """
     check_template(tokenizer, [prompt.text for prompt in prompts], setting)
     encoded = [EncodedPrompt(p, tuple(encode_prompt(tokenizer, p.text))) for p in prompts]
-    kept = [item for item in encoded if 0 < len(item.ids) <= max_tokens]
+    kept = [item for item in encoded if len(item.ids) <= max_tokens]
     if not kept:
         shortest = min(len(item.ids) for item in encoded)
         raise UserError(
             f"{setting}: all {len(encoded)} prompts are longer than data.max_prompt_tokens = "
             f"{max_tokens} (the shortest has {shortest} tokens). Raise it."
         )
-    return kept, len(encoded) - len(kept)
+    long = [TooLong(p.prompt.where, len(p.ids)) for p in encoded if len(p.ids) > max_tokens]
+    return kept, long
 
 
 def check_room(
@@ -107,16 +133,37 @@ def check_room(
         )
 
 
-def _check(row: Row) -> str | None:
-    if "prompt" not in row.values:
-        columns = ", ".join(sorted(row.values)) or "none"
-        return f"no column `prompt` (columns: {columns})"
-    prompt = row.values["prompt"]
-    problem = check_text(prompt, "prompt")
-    if problem is None and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
-        return "prompt ends with the assistant; it must end where the response begins"
-    return problem
+def _parse(row: Row, rules: DataConfig) -> tuple[Text, dict[str, Any]]:
+    """The prompt of a row, and its other columns."""
+    values = row.values
+    name = next((name for name in ("prompt", "messages") if name in values), None)
+    if name is None:
+        return _of_pair(row, rules)
+    columns = {key: value for key, value in values.items() if key != name}
+    text = read_text(values[name], name, rules)
+    if name == "messages" and isinstance(text, str) and not is_transcript(text):
+        raise BadRow("messages must be a list of messages, or a transcript", repr(text[:60]))
+    whole = name == "messages" or isinstance(values[name], str)  # may end with an answer
+    if whole and ends_with_answer(text):
+        if "completion" in columns:
+            raise BadRow(
+                f"{name} ends with an answer and there is a column `completion` too; remove one, "
+                "or rename the column by data.columns"
+            )
+        text, answer = split_answer(text, name)
+        columns["completion"] = as_text(answer).strip()
+    if not isinstance(text, str) and text[-1]["role"] in ("assistant", "system"):
+        raise BadRow(
+            f"{name} ends with the {text[-1]['role']}; it must end where the response begins (a "
+            "conversation with its answer belongs in a column `messages`)"
+        )
+    return text, columns
 
 
-def _key(prompt: Prompt) -> str:
-    return json.dumps(prompt.text, sort_keys=True)
+def _of_pair(row: Row, rules: DataConfig) -> tuple[Text, dict[str, Any]]:
+    """The prompt that the two sides of a preference share; their answers stay as columns."""
+    if "chosen" not in row.values or "rejected" not in row.values:
+        raise missing_column(row, rules, "prompt")
+    sides = [read_text(row.values[name], name, rules) for name in ("chosen", "rejected")]
+    prompt, chosen, rejected = split_pair(sides[0], sides[1])
+    return prompt, row.values | {"chosen": as_text(chosen), "rejected": as_text(rejected)}

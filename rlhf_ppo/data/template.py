@@ -16,27 +16,6 @@ Message = dict[str, str]
 Text = str | list[Message]
 
 
-def check_text(value: Any, name: str) -> str | None:
-    """What is wrong with a prompt or completion, or None.
-
-    Args:
-        value: should be a non-empty string or a non-empty list of {"role", "content"}.
-        name: of the column, for the message.
-    """
-    if isinstance(value, str):
-        return None if value.strip() else f"{name} is empty"
-    if not isinstance(value, list):
-        return f"{name} must be a string or a list of chat messages, not {value!r}"
-    if not value:
-        return f"{name} is an empty list"
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return f"{name} needs messages like {{'role': 'user', 'content': ...}}, not {message!r}"
-        if not isinstance(message.get("content"), str):
-            return f"{name} has a message whose content is not text: {message!r}"
-    return None
-
-
 def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], where: str) -> None:
     """Make sure that conversational data meets a chat template that takes its roles.
 
@@ -46,7 +25,8 @@ def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], wh
     if tokenizer.chat_template is None and any(not isinstance(text, str) for text in texts):
         raise UserError(
             f"{where}: holds chat messages, but the tokenizer {tokenizer.name_or_path!r} has no "
-            "chat template. Use plain string prompts, or add a chat_template to the tokenizer."
+            "chat template. Add a chat_template to the tokenizer, or give plain strings and leave "
+            "them so: data.to_chat = never, no data.system_prompt."
         )
     # Templates refuse orders of roles, not words: one conversation of each order is enough.
     orders = {
@@ -82,6 +62,38 @@ def encode_conversation(
         return list(tokenizer(text)["input_ids"])
     answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
     return _render(tokenizer, [*prompt, *answer], add_generation_prompt=False)
+
+
+def long_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[tuple[Text, Text]]], most: int
+) -> dict[int, int]:
+    """Which rows are too long, and their lengths (tokens).
+
+    Most rows need not be tokenized to know: a token stands for one byte at least, and what the
+    template adds is less than one whole conversation with the same order of roles.
+
+    Args:
+        tokenizer: of the model that will read them.
+        rows: each with its conversations, as prompt and response; the longest one counts.
+        most: tokens of a conversation that still fits.
+
+    Returns:
+        By number of the row: its length.
+    """
+    added: dict[tuple[str, ...], int] = {}
+    long = {}
+    for number, conversations in enumerate(rows):
+        lengths = [0]
+        for prompt, response in conversations:
+            whole = joined(prompt, response)
+            order = () if isinstance(whole, str) else tuple(turn["role"] for turn in whole)
+            if order not in added:
+                added[order] = len(encode_conversation(tokenizer, prompt, response))
+            if len(as_text(whole).encode()) + added[order] > most:
+                lengths.append(len(encode_conversation(tokenizer, prompt, response)))
+        if max(lengths) > most:
+            long[number] = max(lengths)
+    return long
 
 
 def joined(prompt: Text, response: Text) -> Text:

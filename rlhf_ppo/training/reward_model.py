@@ -16,8 +16,7 @@ from trl import RewardTrainer
 from rlhf_ppo.config import Config, RewardModelConfig
 from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Preference
-from rlhf_ppo.data.template import check_template, encode_conversation
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import peft_config
 from rlhf_ppo.rollout.reward import RewardModel
@@ -44,13 +43,13 @@ def train_reward_model(
     """Train a reward model (Bradley-Terry loss) from the model at `start`, save it to `folder`.
 
     Raises:
-        UserError: no pair is short enough, or `start` cannot be loaded.
+        UserError: `start` cannot be loaded.
     """
     set_seed(config.seed % 2**32)  # the new head is drawn at random
     tokenizer = load_tokenizer(start, "reward_model.init_from")
     model = load_classifier(start, config.reward.dtype, "reward_model.init_from", new_head=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    pairs = _encode(preferences, tokenizer, settings.max_tokens, processes.is_main)
+    pairs = _encode(preferences, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
         pairs = file_order(pairs, settings.batch_size, config.seed)
@@ -78,7 +77,10 @@ def train_reward_model(
         history = "\n".join(json.dumps(entry) for entry in progress.history)
         (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
         if probes:
-            accuracy = probe(RewardModel(trained, tokenizer, config.reward), probes)
+            sides = [pair.conversations for pair in probes]
+            long = long_rows(tokenizer, sides, config.reward.max_tokens)
+            short = [pair for place, pair in enumerate(probes) if place not in long]
+            accuracy = probe(RewardModel(trained, tokenizer, config.reward), short)
             (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
             shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
             say(f"reward model: right order on held-out pairs: {shown}")
@@ -129,25 +131,15 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
 
 
 def _encode(
-    preferences: Sequence[Preference],
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    shown: bool,
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[dict[str, Any]]:
+    """Token ids of each pair whose longer side is short enough."""
     check_template(tokenizer, [pair.prompt for pair in preferences], "data.preferences")
     pairs = []
     for pair in preferences:
         chosen = encode_conversation(tokenizer, pair.prompt, pair.chosen)
         rejected = encode_conversation(tokenizer, pair.prompt, pair.rejected)
-        if max(len(chosen), len(rejected)) <= max_tokens:
-            length = max(len(chosen), len(rejected))
+        length = max(len(chosen), len(rejected))
+        if length <= max_tokens:  # `inputs.py` has told of the others
             pairs.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
-    dropped = len(preferences) - len(pairs)
-    if not pairs:
-        raise UserError(
-            f"data.preferences: all {dropped} pairs are longer than reward_model.max_tokens = "
-            f"{max_tokens}. Raise it."
-        )
-    if dropped and shown:
-        say(f"reward model: dropped {dropped} pairs longer than {max_tokens} tokens")
     return pairs

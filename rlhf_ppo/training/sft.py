@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
-from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Demonstration
 from rlhf_ppo.data.template import (
     as_text,
@@ -41,10 +40,10 @@ def train_supervised(
     """Train the starting model on completions and save it to `folder`.
 
     Raises:
-        UserError: nothing to start from, or no example is short enough.
+        UserError: nothing to start from.
     """
     model, tokenizer = starting_point(config, demonstrations)
-    examples = _encode(demonstrations, tokenizer, settings.max_tokens, processes.is_main)
+    examples = _encode(demonstrations, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
     trainer = SFTTrainer(
         model=model,
@@ -103,10 +102,7 @@ def starting_point(
 
 
 def _encode(
-    demonstrations: Sequence[Demonstration],
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    shown: bool,
+    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[dict[str, list[int]]]:
     """Token ids and completion mask of each demonstration that is short enough."""
     check_template(tokenizer, [item.prompt for item in demonstrations], "data.demonstrations")
@@ -115,17 +111,9 @@ def _encode(
         prompt = encode_prompt(tokenizer, item.prompt)
         whole = encode_conversation(tokenizer, item.prompt, item.completion)
         start = _shared_prefix(prompt, whole)
-        if len(whole) <= max_tokens:
+        if len(whole) <= max_tokens:  # `inputs.py` has told of the others
             mask = [0] * start + [1] * (len(whole) - start)
             examples.append({"input_ids": whole, "completion_mask": mask})
-    dropped = len(demonstrations) - len(examples)
-    if not examples:
-        raise UserError(
-            f"data.demonstrations: all {dropped} examples are longer than sft.max_tokens = "
-            f"{max_tokens}. Raise it."
-        )
-    if dropped and shown:
-        say(f"supervised: dropped {dropped} examples longer than {max_tokens} tokens")
     return examples
 
 

@@ -9,9 +9,10 @@ import datasets
 import pytest
 from helpers import write_jsonl
 
-from rlhf_ppo.data.loading import fingerprint, read_rows
-from rlhf_ppo.data.preferences import read_demonstrations, read_preferences
-from rlhf_ppo.data.prompts import check_no_overlap, read_prompts
+from rlhf_ppo.config import DataConfig
+from rlhf_ppo.data.loading import BrokenRow, Row, fingerprint, hub_parts, read_rows
+from rlhf_ppo.data.prompts import read_prompts
+from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.errors import UserError
 
 ROWS = [{"prompt": "one", "topic": 1}, {"prompt": "two", "topic": 2}]
@@ -23,13 +24,25 @@ def message(source: Path | str, setting: str = "data.prompts") -> str:
     return str(caught.value)
 
 
+def rows_of(source: Path | str) -> list[Row]:
+    found = read_rows(str(source), "data.prompts")
+    assert not any(isinstance(row, BrokenRow) for row in found)
+    return [row for row in found if isinstance(row, Row)]
+
+
+def broken(source: Path | str) -> dict[str, str]:
+    """Where something is that is no row, and why."""
+    found = read_rows(str(source), "data.prompts")
+    return {row.where: row.reason for row in found if isinstance(row, BrokenRow)}
+
+
 def test_jsonl_json_and_saved_folder_hold_the_same_rows(tmp_path: Path) -> None:
     sources = [write_jsonl(tmp_path / "a.jsonl", ROWS)]
     (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding="utf-8")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "folder")
     sources += [str(tmp_path / "a.json"), str(tmp_path / "folder")]
     for source in sources:
-        assert [row.values for row in read_rows(source, "data.prompts")] == ROWS
+        assert [row.values for row in rows_of(source)] == ROWS
 
 
 def test_rows_know_their_line_blank_lines_counted(tmp_path: Path) -> None:
@@ -46,25 +59,28 @@ def test_a_line_separator_inside_a_json_string_does_not_end_the_line(
     text = f"before{separator}after"
     escaped = json.dumps({"prompt": text}, ensure_ascii=separator < "\x20")
     path.write_text(escaped + "\n", encoding="utf-8")
-    assert [row.values for row in read_rows(str(path), "s")] == [{"prompt": text}]
+    assert [row.values for row in rows_of(str(path))] == [{"prompt": text}]
 
 
-def test_every_broken_line_is_named_with_file_and_number(tmp_path: Path) -> None:
+def test_every_broken_line_has_its_place_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x"}\n{"prompt": \n[1]\n"word"\n', encoding="utf-8")
-    found = message(path)
-    assert "3 bad row(s)" in found
-    for number in (2, 3, 4):
-        assert f"{path}:{number}:" in found
-    assert f"{path}:1:" not in found
+    assert broken(path) == {
+        f"{path}:2": "not valid JSON",
+        f"{path}:3": "must be a JSON object",
+        f"{path}:4": "must be a JSON object",
+    }
 
 
 def test_a_thousand_broken_lines_make_a_short_message(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("{\n" * 1000, encoding="utf-8")
-    found = message(path)
+    path.write_text("{\n" * 990 + "[]\n" * 10, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_prompts(str(path), "data.prompts", DataConfig(), DataReport())
+    found = str(caught.value)
     assert "1000 bad row(s)" in found and "... and 990 more" in found
-    assert len(found.splitlines()) < 15
+    assert "990 x not valid JSON; 10 x must be a JSON object" in found
+    assert len(found.splitlines()) < 16
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,12 @@ def test_a_thousand_broken_lines_make_a_short_message(tmp_path: Path) -> None:
     [
         ("a.json", '{"prompt": "x"}', "JSON list of objects"),
         ("a.json", '[{"a": 1},\n{]', ":2: not valid JSON"),
-        ("a.csv", "prompt\nx\n", "'.csv'"),
+        ("a.tsv", "prompt\nx\n", "'.tsv'"),
+        ("a.csv", "prompt,prompt\nx,y\n", ":1: the first line names ['prompt'] twice"),
+        ("a.csv", "prompt,\nx,y\n", "has a column without a name"),
+        ("a.csv", 'prompt\nx\n"y\nz\n', ":3: not valid CSV"),
+        ("a.csv", "prompt\n", "holds no rows"),
+        ("a.parquet", "prompt", "not a readable Parquet file"),
         ("a.jsonl", "", "holds no rows"),
         ("a.jsonl", "\n \n", "holds no rows"),
     ],
@@ -121,104 +142,86 @@ def test_a_model_trained_again_to_the_same_size_is_another_model(tmp_path: Path)
     assert fingerprint(str(tmp_path)) != before
 
 
-def test_prompts_keep_their_extra_columns_for_the_scorer(tmp_path: Path) -> None:
-    prompts = read_prompts(write_jsonl(tmp_path / "a.jsonl", ROWS), "data.prompts")
-    assert [prompt.columns for prompt in prompts] == [{"topic": 1}, {"topic": 2}]
-    assert [prompt.text for prompt in prompts] == ["one", "two"]
-    assert [prompt.row for prompt in prompts] == [0, 1]
+def test_a_json_file_of_one_object_a_line_is_read_too(tmp_path: Path) -> None:
+    """`Dataset.to_json` writes such files under the name .json."""
+    path = tmp_path / "a.json"
+    datasets.Dataset.from_list(ROWS).to_json(path)
+    assert rows_of(path) == [Row(f"{path}:{line}", row) for line, row in enumerate(ROWS, start=1)]
+
+
+def test_parquet_holds_the_same_rows_by_index(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    chat = [{"prompt": [{"role": "user", "content": "x\ny"}], "n": 3, "m": None}]
+    datasets.Dataset.from_list(chat * 2).to_parquet(path)
+    assert rows_of(path) == [Row(f"{path}[0]", chat[0]), Row(f"{path}[1]", chat[0])]
+
+
+def test_csv_rows_know_their_first_line_though_cells_span_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    text = 'prompt,answer\r\n"one\ntwo, ""three""",1\r\n\r\nfour,\r\n"five\r\n\r\nsix",2\r\n'
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert rows_of(path) == [
+        Row(f"{path}:2", {"prompt": 'one\ntwo, "three"', "answer": "1"}),
+        Row(f"{path}:5", {"prompt": "four", "answer": ""}),
+        Row(f"{path}:6", {"prompt": "five\r\n\r\nsix", "answer": "2"}),
+    ]
+
+
+def test_csv_cells_too_many_or_too_few_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n1,2\n3\n4,"5\n6",7\n8,9\n', encoding="utf-8")
+    assert list(broken(path)) == [f"{path}:3", f"{path}:4"]
+
+
+def test_csv_holds_chat_messages_as_json_and_long_cells(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    chat = [{"role": "user", "content": 'say "x", please'}]
+    long = "word " * 50_000
+    frame = datasets.Dataset.from_list([{"prompt": json.dumps(chat), "context": long}])
+    frame.to_csv(path)
+    (row,) = rows_of(path)
+    assert row.values == {"prompt": chat, "context": long}
+
+
+def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt\ncafe\ncaf\u00e9\n".encode("latin-1"))
+    assert f"{path}:3: not UTF-8 text (byte 0xe9)" in message(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\n', encoding="utf-8-sig")
+    assert rows_of(path) == [Row(f"{path}:1", {"prompt": "x"})]
 
 
 @pytest.mark.parametrize(
-    ("row", "part"),
+    ("source", "parts"),
     [
-        ({"question": "x"}, "no column `prompt` (columns: question)"),
-        ({"prompt": "  "}, "prompt is empty"),
-        ({"prompt": []}, "empty list"),
-        ({"prompt": 3}, "must be a string or a list of chat messages, not 3"),
-        ({"prompt": ["x"]}, "needs messages like"),
-        ({"prompt": [{"content": "x"}]}, "needs messages like"),
-        ({"prompt": [{"role": "user", "content": None}]}, "content is not text"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "ends with the assistant"),
+        ("owner/name", ("owner/name", None, "train")),
+        ("owner/name:test", ("owner/name", None, "test")),
+        ("owner/name:main:test", ("owner/name", "main", "test")),
+        ("owner/name:main:", ("owner/name", "main", "train")),
+        ("owner/name:train[:100]", ("owner/name", None, "train[:100]")),
+        ("owner/name:main:train[5:9]", ("owner/name", "main", "train[5:9]")),
     ],
 )
-def test_a_bad_prompt_is_named_by_its_line(tmp_path: Path, row: dict, part: str) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], row])
-    with pytest.raises(UserError) as caught:
-        read_prompts(source, "data.prompts")
-    assert f"{source}:2: " in str(caught.value) and part in str(caught.value)
+def test_a_hub_id_has_a_config_and_a_split(
+    source: str, parts: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub_parts(source) == parts
+    asked: list[object] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [row.where for row in rows_of(source)] == [f"{source}[0]", f"{source}[1]"]
+    assert asked == [parts]
 
 
-def test_heldout_prompts_may_not_be_trained_on(tmp_path: Path) -> None:
-    train = read_prompts(write_jsonl(tmp_path / "train.jsonl", ROWS), "s")
-    heldout = read_prompts(write_jsonl(tmp_path / "held.jsonl", [{"prompt": "two"}]), "s")
-    other = read_prompts(write_jsonl(tmp_path / "other.jsonl", [{"prompt": "three"}]), "s")
-    check_no_overlap(train, other)
-    with pytest.raises(UserError) as caught:
-        check_no_overlap(train, heldout)
-    assert "held.jsonl:1" in str(caught.value) and "train.jsonl:2" in str(caught.value)
-
-
-def test_preferences_with_an_explicit_prompt(tmp_path: Path) -> None:
-    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "kind": "tone"}
-    (pair,) = read_preferences(write_jsonl(tmp_path / "a.jsonl", [row]), "s")
-    assert (pair.prompt, pair.chosen, pair.rejected, pair.kind) == ("q", "good", "bad", "tone")
-
-
-def test_preferences_that_share_their_beginning_have_an_implicit_prompt(tmp_path: Path) -> None:
-    asked = [{"role": "user", "content": "q"}]
-    good, bad = ([{"role": "assistant", "content": text}] for text in ("yes", "no"))
-    rows = [{"chosen": asked + good, "rejected": asked + bad}]
-    (pair,) = read_preferences(write_jsonl(tmp_path / "a.jsonl", rows), "s")
-    assert (pair.prompt, pair.chosen, pair.rejected, pair.kind) == (asked, good, bad, "all")
-
-
-def test_implicit_preferences_in_plain_text(tmp_path: Path) -> None:
-    rows = [{"chosen": "Q: colour? A: red", "rejected": "Q: colour? A: tuesday"}]
-    (pair,) = read_preferences(write_jsonl(tmp_path / "a.jsonl", rows), "s")
-    assert isinstance(pair.prompt, str) and isinstance(pair.chosen, str)
-    assert pair.prompt + pair.chosen == rows[0]["chosen"]
-    assert pair.prompt + str(pair.rejected) == rows[0]["rejected"]
-
-
-@pytest.mark.parametrize(
-    ("row", "part"),
-    [
-        ({"prompt": "q", "chosen": "a"}, "no column `rejected` (columns: chosen, prompt)"),
-        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "are the same"),
-        ({"prompt": "q", "chosen": "a", "rejected": ""}, "rejected is empty"),
-        ({"chosen": "abc", "rejected": "xyz"}, "prompt is empty"),
-        (
-            {"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"},
-            "must both be text or both be chat messages",
-        ),
-    ],
-)
-def test_a_bad_preference_is_named_by_its_line(tmp_path: Path, row: dict, part: str) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [row])
-    with pytest.raises(UserError) as caught:
-        read_preferences(source, "data.preferences")
-    assert f"{source}:1: " in str(caught.value) and part in str(caught.value)
-
-
-def test_demonstrations_from_messages_and_from_prompt_and_completion(tmp_path: Path) -> None:
-    user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-    rows = [{"messages": [user, assistant]}, {"prompt": "q", "completion": "a"}]
-    chat, plain = read_demonstrations(write_jsonl(tmp_path / "a.jsonl", rows))
-    assert (chat.prompt, chat.completion) == ([user], [assistant])
-    assert (plain.prompt, plain.completion) == ("q", "a")
-
-
-@pytest.mark.parametrize(
-    ("row", "part"),
-    [
-        ({"text": "x"}, "needs `messages`, or `prompt` and `completion` (columns: text)"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "after at least one other"),
-        ({"messages": [{"role": "user", "content": "a"}] * 2}, "ends with the assistant"),
-        ({"prompt": "q", "completion": [{"role": "assistant", "content": "a"}]}, "must both be"),
-    ],
-)
-def test_a_bad_demonstration_is_named_by_its_line(tmp_path: Path, row: dict, part: str) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [row])
-    with pytest.raises(UserError) as caught:
-        read_demonstrations(source)
-    assert f"{source}:1: " in str(caught.value) and part in str(caught.value)
+def test_a_hub_id_that_cannot_be_loaded_says_so() -> None:
+    assert "data.prompts: 'owner/nothing' is neither a file nor a folder" in message(
+        "owner/nothing"
+    )

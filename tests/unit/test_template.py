@@ -6,7 +6,7 @@ import pytest
 from helpers import byte_tokenizer
 
 from rlhf_ppo.data.prompts import Prompt, encode_prompts
-from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt
+from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt, long_rows
 from rlhf_ppo.errors import UserError
 
 ASKED: Text = [{"role": "user", "content": "what colour is the cat?"}]
@@ -56,7 +56,7 @@ def test_long_prompts_are_dropped_whole_and_counted() -> None:
     )
     assert [item.prompt.row for item in kept] == [0, 2]
     assert [len(item.ids) for item in kept] == [5, 6]
-    assert dropped == 1
+    assert dropped == [("here:1", 50)]
 
 
 def test_when_all_prompts_are_too_long_the_message_says_by_how_much() -> None:
@@ -68,3 +68,27 @@ def test_when_all_prompts_are_too_long_the_message_says_by_how_much() -> None:
 def test_messages_without_a_template_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.prompts: holds chat messages"):
         encode_prompts([prompt(ASKED)], byte_tokenizer(chat=False), 99, "data.prompts")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_long_rows_are_found_without_tokenizing_the_short_ones(
+    chat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer(chat=chat)
+    prompts: list[Text] = ["caf\u00e9 " * n for n in (1, 3, 40)]
+    if chat:
+        prompts = [[{"role": "user", "content": str(text)}] for text in prompts]
+    rows = [[(prompt, "no"), (prompt, "yes " * n)] for n, prompt in enumerate(prompts, start=1)]
+    lengths = [max(len(encode_conversation(tokenizer, *pair)) for pair in row) for row in rows]
+    for most in range(1, max(lengths) + 2):
+        expected = {place: length for place, length in enumerate(lengths) if length > most}
+        assert long_rows(tokenizer, rows, most) == expected
+    calls: list[Text] = []
+
+    def count(_: object, prompt: Text, response: Text) -> list[int]:
+        calls.append(prompt)
+        return encode_conversation(tokenizer, prompt, response)
+
+    monkeypatch.setattr("rlhf_ppo.data.template.encode_conversation", count)
+    assert long_rows(tokenizer, rows, 1000) == {}
+    assert len(calls) == 1

@@ -1,0 +1,131 @@
+"""What became of the rows of each source: counts by reason with places, shown and kept."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_ppo.errors import UserError
+
+REPORT_FILE = "data_report.json"
+SHOWN_PROBLEMS = 10
+SHOWN_PLACES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows of one source that something is to be said of, for one reason."""
+
+    reason: str
+    dropped: bool
+    places: tuple[str, ...]
+
+    def line(self) -> str:
+        """As on the terminal."""
+        shown = ", ".join(self.places[:SHOWN_PLACES])
+        rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
+        fate = "dropped" if self.dropped else "kept"
+        return f"{len(self.places)} {fate}: {self.reason} ({shown}{rest})"
+
+
+class TooLong(NamedTuple):
+    """A row that does not fit, and its length (tokens)."""
+
+    where: str
+    tokens: int
+
+
+@dataclass
+class SourceReport:
+    """One source: how many rows it has, which columns, what was found."""
+
+    source: str
+    rows: int
+    columns: tuple[str, ...]
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def used(self) -> int:
+        """Rows that the run uses."""
+        return self.rows - sum(len(item.places) for item in self.findings if item.dropped)
+
+
+class DataReport:
+    """Collects, by setting, what was found while data were read and tried on the models."""
+
+    def __init__(self) -> None:
+        """Nothing found yet."""
+        self.sources: dict[str, SourceReport] = {}
+
+    def add_source(self, setting: str, source: str, rows: int, columns: Sequence[str]) -> None:
+        """A source was read; `columns` are its own names."""
+        self.sources[setting] = SourceReport(source, rows, tuple(columns))
+
+    def add(self, setting: str, reason: str, places: Sequence[str], *, dropped: bool) -> None:
+        """Something was found in a source that was read; nothing, if `places` is empty."""
+        if places:
+            self.sources[setting].findings.append(Finding(reason, dropped, tuple(places)))
+
+    def add_long(self, setting: str, long: Sequence[TooLong], limit: str, *, refuse: bool) -> None:
+        """Rows that are longer than `limit`, such as "sft.max_tokens = 1024", are dropped.
+
+        Raises:
+            UserError: there are some and `refuse` is set; names each with its length.
+        """
+        if refuse:
+            raise_problems(
+                [f"{row.where}: {row.tokens} tokens, more than {limit}" for row in long],
+                f"Raise that, shorten them, or drop them by data.long_rows = drop. ({setting})",
+            )
+        self.add(setting, f"longer than {limit}", [row.where for row in long], dropped=True)
+
+    def lines(self) -> list[str]:
+        """For the terminal: the sources in which something was found."""
+        shown = []
+        for setting, item in self.sources.items():
+            if item.findings:
+                shown.append(f"{setting}: {item.used} of {item.rows} rows used ({item.source})")
+                shown += [f"  {finding.line()}" for finding in item.findings]
+        return shown
+
+    def write(self, folder: Path) -> None:
+        """Write every place of every finding to `data_report.json`.
+
+        A stage that runs alone reads its own data only: what stands there of others is kept.
+        """
+        path = folder / REPORT_FILE
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = {}
+        for setting, item in self.sources.items():
+            content[setting] = {
+                "source": item.source,
+                "rows": item.rows,
+                "used": item.used,
+                "findings": [
+                    {
+                        "reason": finding.reason,
+                        "rows": len(finding.places),
+                        "dropped": finding.dropped,
+                        "places": list(finding.places),
+                    }
+                    for finding in item.findings
+                ],
+            }
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def raise_problems(problems: Sequence[str], remedy: str) -> None:
+    """Raise one `UserError` that lists the problems, if there are any.
+
+    Raises:
+        UserError: `problems` is not empty.
+    """
+    if not problems:
+        return
+    shown = "\n".join(f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    rest = f"\n  ... and {more} more" if more > 0 else ""
+    raise UserError(f"{len(problems)} bad row(s) in the data:\n{shown}{rest}\n{remedy}")
