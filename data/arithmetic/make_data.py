@@ -25,7 +25,7 @@ def make_files() -> dict[str, list[dict[str, str]]]:
     for _ in range(DEMONSTRATIONS):
         a, b = draw.choice(train)
         answer = a + b
-        if draw.random() >= RIGHT:  # the slips of a pupil: near the right answer, seldom the same
+        if draw.random() >= RIGHT:  # the slips of a pupil: near the right answer
             answer = max(0, answer + draw.choice((-10, -2, -1, 1, 2, 10)))
         demonstrations.append({"prompt": ask(a, b), "completion": str(answer)})
     return {

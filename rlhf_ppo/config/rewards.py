@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from rlhf_ppo.config.base import (
+    BelowOne,
     Count,
     CountOrZero,
-    Fraction,
     Number,
     Positive,
     PositiveOrZero,
@@ -114,7 +114,7 @@ class RewardConfig(Settings):
 
     sources: Annotated[tuple[Source, ...], _at_least(1)] = (ModelSource(),)
     """What scores a response, each of kind model, function, http or ensemble (docs/rewards.md)."""
-    max_failed: Fraction = 0.0
+    max_failed: BelowOne = 0.0
     """Share of a step's responses that may get no score and are left out; more stop the run."""
     missing_stop_penalty: PositiveOrZero = 0.0
     """Subtracted from the score of a response that did not end by itself (reward units)."""

@@ -144,7 +144,9 @@ def summarise(config: Config, policy: Side, reference: Side) -> Summary:
     samples = config.evaluation.bootstrap_samples
     seed = derive_seed(config.seed, "bootstrap")
     both = policy.scores.isfinite() & reference.scores.isfinite()
-    rates = {"score": win_rate(policy.scores[both], reference.scores[both], samples, seed)}
+    rates = {}
+    if bool(both.any()):  # of prompts whose two responses were scored
+        rates["score"] = win_rate(policy.scores[both], reference.scores[both], samples, seed)
     if policy.gold:
         rates["gold"] = win_rate(policy.gold_scores, reference.gold_scores, samples, seed)
     return {

@@ -132,7 +132,8 @@ def output_of(model: PretrainedConfig, source: ModelSource, setting: str) -> int
         UserError: several outputs and no label, or a label that is not there.
     """
     labels: dict[Any, Any] = model.id2label or {}
-    names = {int(n): str(name) for n, name in labels.items() if int(n) < model.num_labels}
+    count = int(model.num_labels or 0)  # a config may name more than there are
+    names = {int(n): str(name) for n, name in labels.items() if int(n) < count}
     known = ", ".join(f"{number}: {names[number]}" for number in sorted(names))
     if source.label is None:
         if model.num_labels != 1:
