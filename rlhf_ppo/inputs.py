@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ppo.config import Config, DataConfig
+from rlhf_ppo.config import Config, DataConfig, ModelSource, trained_source
 from rlhf_ppo.data.conversation import canonical
 from rlhf_ppo.data.preferences import (
     Demonstration,
@@ -114,7 +114,7 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> dict[
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
     gold = inputs.gold
     if gold is not None and inputs.heldout_prompts:
-        problems += problem_of(lambda: gold.score(inputs.heldout_prompts[:1], [""]))
+        problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
     used = {setting: item.used for setting, item in inputs.report.sources.items()}
     return {setting: used.get(setting, 0) for setting in inputs.prompts}
@@ -181,8 +181,9 @@ def _check_examples(config: Config, policy: PreTrainedTokenizerBase, inputs: Inp
         own = policy if start is None else load_tokenizer(start, "reward_model.init_from")
         most = config.reward_model.max_tokens
         check("data.preferences", inputs.preferences, own, "reward_model.max_tokens", most)
-        most = config.reward.max_tokens
-        check("data.heldout_preferences", inputs.probes, own, "reward.max_tokens", most)
+        source = trained_source(config.reward) or ModelSource()
+        limit = f"reward.sources[{source.name}].max_tokens"
+        check("data.heldout_preferences", inputs.probes, own, limit, source.max_tokens)
     raise_all(problems)
 
 
