@@ -55,13 +55,12 @@ def encode_conversation(
         prompt: string or messages.
         response: string, or messages that follow the prompt.
     """
-    if isinstance(prompt, str):
-        text = prompt + as_text(response)
-        if tokenizer.eos_token and not text.endswith(tokenizer.eos_token):
-            text += tokenizer.eos_token
-        return list(tokenizer(text)["input_ids"])
-    answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-    return _render(tokenizer, [*prompt, *answer], add_generation_prompt=False)
+    whole = joined(prompt, response)
+    if isinstance(whole, str):
+        if tokenizer.eos_token and not whole.endswith(tokenizer.eos_token):
+            whole += tokenizer.eos_token
+        return list(tokenizer(whole)["input_ids"])
+    return _render(tokenizer, whole, add_generation_prompt=False)
 
 
 def long_rows(
@@ -97,10 +96,11 @@ def long_rows(
 
 
 def joined(prompt: Text, response: Text) -> Text:
-    """Prompt and response as one text or one conversation."""
-    if isinstance(prompt, str) or isinstance(response, str):
-        return as_text(prompt) + as_text(response)
-    return [*prompt, *response]
+    """Prompt and response as one text, or as one conversation if the prompt is one."""
+    if isinstance(prompt, str):
+        return prompt + as_text(response)
+    answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+    return [*prompt, *answer]
 
 
 def as_text(text: Text) -> str:

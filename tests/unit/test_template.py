@@ -78,6 +78,8 @@ def test_long_rows_are_found_without_tokenizing_the_short_ones(
     prompts: list[Text] = ["caf\u00e9 " * n for n in (1, 3, 40)]
     if chat:
         prompts = [[{"role": "user", "content": str(text)}] for text in prompts]
+        # Many short turns: the template adds more than the words.
+        prompts.append([{"role": role, "content": "a"} for role in ("user", "assistant") * 9][:-1])
     rows = [[(prompt, "no"), (prompt, "yes " * n)] for n, prompt in enumerate(prompts, start=1)]
     lengths = [max(len(encode_conversation(tokenizer, *pair)) for pair in row) for row in rows]
     for most in range(1, max(lengths) + 2):
@@ -91,4 +93,4 @@ def test_long_rows_are_found_without_tokenizing_the_short_ones(
 
     monkeypatch.setattr("rlhf_ppo.data.template.encode_conversation", count)
     assert long_rows(tokenizer, rows, 1000) == {}
-    assert len(calls) == 1
+    assert len(calls) == 1 + chat  # one of each order of roles
