@@ -98,17 +98,24 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     return inputs
 
 
-def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> dict[str, int]:
-    """Try the data on the models and the gold scorer on silence; long rows go to the report.
+@dataclass(frozen=True)
+class Checked:
+    """What trying the data on the models has told."""
 
-    Returns:
-        By setting: how many prompts are short enough.
+    sizes: dict[str, int]  # by setting: how many prompts are short enough
+    policy: PretrainedConfig | None  # the model's configuration; None for an adapter
+    longest_prompt: int  # tokens
+
+
+def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Checked:
+    """Try the data on the models and the gold scorer on silence; long rows go to the report.
 
     Raises:
         UserError: data and models do not go together; every problem in one message.
     """
     tokenizer, model = _policy_parts(config, stages, inputs)
-    problems = problem_of(lambda: _check_prompts(config, tokenizer, model, inputs))
+    longest = [0]
+    problems = problem_of(lambda: longest.append(_check_prompts(config, tokenizer, model, inputs)))
     problems += problem_of(lambda: _check_examples(config, tokenizer, inputs))
     asked = inputs.train_prompts + inputs.heldout_prompts
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
@@ -117,7 +124,8 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> dict[
         problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
     used = {setting: item.used for setting, item in inputs.report.sources.items()}
-    return {setting: used.get(setting, 0) for setting in inputs.prompts}
+    sizes = {setting: used.get(setting, 0) for setting in inputs.prompts}
+    return Checked(sizes, model, max(longest))
 
 
 def _policy_parts(
@@ -136,18 +144,20 @@ def _check_prompts(
     tokenizer: PreTrainedTokenizerBase,
     model: PretrainedConfig | None,
     inputs: Inputs,
-) -> None:
+) -> int:
+    """Tokens of the longest prompt that is short enough; long ones go to the report."""
     report, rules = inputs.report, config.data
     limit = f"data.max_prompt_tokens = {rules.max_prompt_tokens}"
-    long = check_policy(config, tokenizer, model, inputs.prompts, inputs.conversations)
+    long, longest = check_policy(config, tokenizer, model, inputs.prompts, inputs.conversations)
     for setting, rows in long.items():
         report.add_long(setting, rows, limit, refuse=rules.long_rows == "refuse")
     if tokenizer.chat_template is None or rules.to_chat == "never":
-        return
+        return longest
     for setting, prompts in inputs.prompts.items():
         plain = [prompt.where for prompt in prompts if isinstance(prompt.text, str)]
         reason = "a plain string, continued as it stands (data.to_chat = always makes it a message)"
         report.add(setting, reason, plain, dropped=False)
+    return longest
 
 
 def _check_examples(config: Config, policy: PreTrainedTokenizerBase, inputs: Inputs) -> None:

@@ -5,7 +5,7 @@ exists for the same settings is kept; for other settings the run stops and says 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlhf_ppo.algorithm.rewards import Moments
@@ -25,6 +25,7 @@ from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.policy import save_policy
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.resources import check_memory, plan_memory
 from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.stamps import (
     FOLDERS,
@@ -37,6 +38,7 @@ from rlhf_ppo.stamps import (
 )
 from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
+from rlhf_ppo.training.memory import Forecast
 from rlhf_ppo.training.ppo import PpoRun, train_ppo
 from rlhf_ppo.training.reward_model import train_reward_model
 from rlhf_ppo.training.roles import build_roles, load_for_evaluation, sampling_settings
@@ -52,14 +54,13 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     Raises:
         UserError: anything wrong with settings or data; nothing has been written then.
     """
-    stages = _wanted(config, stages)
-    _check_starting_points(config, stages)
-    inputs = read_inputs(config, stages)
-    quieten_libraries()
-    sizes = check_inputs(config, stages, inputs)
+    prepared = _prepare(config, stages)
+    stages, inputs, processes = prepared.stages, prepared.inputs, prepared.processes
     stamps = make_stamps(config)
-    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
-    plan = _check_sizes(config, stages, sizes, processes.world)
+    if processes.is_main:
+        _show_memory(prepared.memory)
+    if prepared.memory is not None:
+        check_memory(config, prepared.memory, processes.sharers)
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_start(config, inputs.report))
@@ -70,9 +71,54 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             continue
         if processes.is_main:
             say(f"\n== {stage} ==")
-            if stage == "ppo" and plan is not None:
-                show_plan(plan.lines())
+            if stage == "ppo" and prepared.plan is not None:
+                show_plan(prepared.plan.lines())
         _run_stage(stage, config, inputs, stamps)
+
+
+def show_plans(config: Config) -> None:
+    """Print sizes and memory of a run; nothing is trained, nothing is written.
+
+    Raises:
+        UserError: anything wrong with settings or data, or PPO does not fit into memory.
+    """
+    prepared = _prepare(config, STAGES)
+    if prepared.processes.is_main and prepared.plan is not None:
+        show_plan(prepared.plan.lines())
+        _show_memory(prepared.memory)
+    if prepared.memory is not None:
+        check_memory(config, prepared.memory, prepared.processes.sharers)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is known before anything is written."""
+
+    stages: Sequence[str]
+    inputs: Inputs
+    processes: Processes
+    plan: Plan | None  # None: PPO is not among the stages
+    memory: Forecast | None
+
+
+def _prepare(config: Config, stages: Sequence[str]) -> _Prepared:
+    stages = _wanted(config, stages)
+    _check_starting_points(config, stages)
+    inputs = read_inputs(config, stages)
+    quieten_libraries()
+    checked = check_inputs(config, stages, inputs)
+    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    plan = _check_sizes(config, stages, checked.sizes, processes.world)
+    memory = None
+    if plan is not None and checked.policy is not None:
+        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
+    return _Prepared(stages, inputs, processes, plan, memory)
+
+
+def _show_memory(memory: Forecast | None) -> None:
+    if memory is not None:
+        say("PPO on this device:")
+        show_plan(memory.lines())
 
 
 def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> None:

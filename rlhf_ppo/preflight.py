@@ -31,7 +31,7 @@ def check_policy(
     model: PretrainedConfig | None,
     prompts: dict[str, Sequence[Prompt]],
     conversations: dict[str, Sequence[Text]],
-) -> dict[str, list[TooLong]]:
+) -> tuple[dict[str, list[TooLong]], int]:
     """Try texts on the policy's tokenizer and positions.
 
     Args:
@@ -42,7 +42,7 @@ def check_policy(
         conversations: by setting; demonstrations and preferences.
 
     Returns:
-        By setting: the prompts that are too long.
+        By setting the prompts that are too long, and the tokens of the longest other one.
 
     Raises:
         UserError: no chat template for messages, no room for a response, unknown stop tokens.
@@ -50,14 +50,15 @@ def check_policy(
     check_stop_tokens(tokenizer, config.rollout.stop_tokens)
     for setting, texts in conversations.items():
         check_template(tokenizer, texts, setting)
-    long = {}
+    long, longest = {}, 0
     for setting, items in prompts.items():
         if items:
             limit = config.data.max_prompt_tokens
             encoded, long[setting] = encode_prompts(items, tokenizer, limit, setting)
+            longest = max(longest, *(len(item.ids) for item in encoded))
             if model is not None:
                 check_room(encoded, model, config.rollout.max_new_tokens, setting)
-    return long
+    return long, longest
 
 
 def check_reward(

@@ -15,8 +15,10 @@ from rlhf_ppo.command_line import run_script
 def main(arguments: Sequence[str]) -> None:
     """Parse, make the models, measure, show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="S", help="XS, S: 4 million parameters, M: 34 million")
-    parser.add_argument("--variants", default="shared,separate", help="shared, separate, bf16")
+    parser.add_argument("--shape", default="S", help="XS, S: 4 million parameters, M: 34, W: 55")
+    parser.add_argument(
+        "--variants", default="shared,separate", help="shared, separate, lora, bf16"
+    )
     parser.add_argument("--scaling", help="vary one of prompts, response, vocabulary instead")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")

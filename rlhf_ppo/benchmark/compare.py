@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape, make_assets
-from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS
+from rlhf_ppo.benchmark.models import AXES, LONGEST, SHAPES, Shape, make_assets
+from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS, make_config
 from rlhf_ppo.errors import UserError, raise_all
+from rlhf_ppo.training.memory import Work, forecast
 
 Row = dict[str, float]
 Result = dict[str, Any]
@@ -150,6 +152,8 @@ def run_benchmark(
         for variant in variants:
             workers[variant] = ours(folder, variant, shape)
         sides = alternate(workers, steps)
+        for variant in variants:
+            sides[variant]["forecast_mb"] = forecast_mb(folder, shape, variant)
     for variant in variants:
         work = update_gflop(shape, variant, sides[variant])
         sides[variant]["update_gflops"] = work / sides[variant]["update"]
@@ -174,6 +178,15 @@ def alternate(workers: Mapping[str, Worker], steps: int) -> dict[str, Row]:
         for worker in workers.values():
             worker.step()
     return {side: _medians(worker.finish()[1:]) for side, worker in workers.items()}
+
+
+def forecast_mb(folder: Path, shape: Shape, variant: str) -> float:
+    """The memory that a run would have been told of at its start."""
+    config = make_config(folder, shape, variant)
+    policy, reward = (AutoConfig.from_pretrained(folder / name) for name in ("policy", "reward"))
+    precision = config.hardware.mixed_precision or "no"
+    work = Work(shape.batch, LONGEST, "cpu", precision)
+    return forecast(config, policy, [(reward, "float32")], work).peak / 2**20
 
 
 def update_gflop(shape: Shape, variant: str, row: Row) -> float:
@@ -206,8 +219,8 @@ def table(result: Result) -> str:
         f"{result['peak_gflops']:.0f} GFLOP/s",
         "",
         "| | ms a response token | tokens/s | generate s | judge s | update s | of peak "
-        "| memory MB | ratio to the peer | generate ratio | memory share |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| memory MB | forecast MB | ratio to the peer | generate ratio | memory share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, side in result["sides"].items():
         cells = [
@@ -216,6 +229,7 @@ def table(result: Result) -> str:
             *(f"{side[phase]:.2f}" for phase in ("generate", "judge", "update")),
             _percent(side.get("update_gflops"), result["peak_gflops"]),
             f"{side['memory_mb']:.0f}",
+            f"{side['forecast_mb']:.0f}" if "forecast_mb" in side else "",
         ]
         for key in ("step_ratio", "generate_ratio", "memory_share"):
             cells.append(f"{side[key]:.2f}" if key in side else "")

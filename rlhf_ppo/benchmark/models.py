@@ -17,7 +17,8 @@ from transformers import (
 from rlhf_ppo.models.scratch import train_tokenizer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-PROMPTS = 256  # at least, 8 to 64 tokens each
+PROMPTS = 256  # at least
+SHORTEST, LONGEST = 8, 64  # tokens of a prompt
 WORDS = 8192  # most pieces of the tokenizer; of a larger vocabulary the rest have no text
 
 
@@ -48,6 +49,7 @@ class Shape:
 
 SHAPES = {
     "XS": Shape(64, 2, 128, 1, 1, 512, batch=8, response=16),  # to try the command
+    "W": Shape(768, 6, 2048, 12, 12, 8192, batch=8, response=32),  # weights, and little work
     "S": Shape(256, 4, 768, 4, 2, 2048, batch=32, response=64),
     "M": Shape(512, 8, 1536, 8, 4, 8192, batch=16, response=128),
 }
@@ -75,7 +77,7 @@ def make_assets(shape: Shape, folder: Path) -> None:
     ids = [token for text in texts for token in tokenizer(text)["input_ids"]]
     rows, start = [], 0
     for _ in range(max(PROMPTS, shape.batch)):
-        length = draw.randint(8, 64)
+        length = draw.randint(SHORTEST, LONGEST)
         part = ids[start : start + length]
         start += length
         rows.append(json.dumps({"prompt": tokenizer.decode(part), "input_ids": part}))

@@ -28,6 +28,7 @@ EPOCHS = 4
 VARIANTS: dict[str, dict[str, Any]] = {
     "shared": {},
     "separate": {"value": {"model": "reward", "coefficient": 0.1}},
+    "lora": {"lora": {"rank": 8}},
     "bf16": {"hardware": {"mixed_precision": "bf16", "cpu_threads": 1}},
 }
 
@@ -40,18 +41,24 @@ def memory_mb(field: str) -> float:
     raise KeyError(field)
 
 
-def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
-    """A run on the benchmark's models, as `scripts/ppo.py` would build it."""
+def make_config(assets: Path, shape: Shape, variant: str) -> Config:
+    """Settings of a variant on the benchmark's models."""
+    reward = {"kind": "model", "path": str(assets / "reward")}
     sections: dict[str, Any] = {
         "output_dir": "unused",
         "policy": {"path": str(assets / "policy")},
-        "reward": {"sources": [{"kind": "model", "path": str(assets / "reward")}]},
+        "reward": {"sources": [reward]},
         "rollout": {"batch_size": shape.batch, "max_new_tokens": shape.response},
         "ppo": {"epochs": EPOCHS, "minibatches": 1, "learning_rate": 1e-6},
         "logging": {"trackers": []},
         "hardware": {"cpu_threads": 1},
     }
-    config = Config.model_validate(sections | VARIANTS[variant])
+    return Config.model_validate(sections | VARIANTS[variant])
+
+
+def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
+    """A run on the benchmark's models, as `scripts/ppo.py` would build it."""
+    config = make_config(assets, shape, variant)
     processes = Processes(config)
     roles, optimizer = build_roles(config, model_paths(config), processes)
     rows = (assets / "prompts.jsonl").read_text(encoding="utf-8").splitlines()

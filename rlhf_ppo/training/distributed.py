@@ -92,9 +92,19 @@ class Processes:
         return device
 
     @property
+    def precision(self) -> str:
+        """What autocast computes products in: no, bf16 or fp16."""
+        return str(self.accelerator.mixed_precision)
+
+    @property
+    def sharers(self) -> int:
+        """How many processes share the memory of this one's device."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
+
+    @property
     def half(self) -> bool:
-        """Whether autocast computes products in half precision."""
-        return self.accelerator.mixed_precision in ("bf16", "fp16")
+        """Whether autocast is on."""
+        return self.precision in ("bf16", "fp16")
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -51,7 +51,7 @@ def build_roles(
     policy = build_policy(
         lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
     )
-    optimizer = _make_optimizer(config, policy)
+    optimizer = make_optimizer(config, policy)
     policy.to(processes.device)
     wrapped, optimizer = processes.prepare(policy, optimizer)
     roles = Roles(
@@ -107,7 +107,8 @@ class _Autocast(nn.Module):
             return self.module(*arguments)
 
 
-def _make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
+    """AdamW over what is trained, with a rate of its own for the value function."""
     ppo = config.ppo
     of_policy: list[nn.Parameter] = []
     of_value: list[nn.Parameter] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli import ROOT, run_command, run_here
 
-from rlhf_ppo.benchmark.compare import table, update_gflop
+from rlhf_ppo.benchmark.compare import run_benchmark, table, update_gflop
 from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape
 from rlhf_ppo.benchmark.scaling import run_scaling, scaling_table
 
@@ -42,12 +42,19 @@ def test_an_axis_is_walked_and_its_tables_are_counted(monkeypatch: pytest.Monkey
     assert f"| {large['memory_mb']:.0f} | {large['tables_mb']:.0f} |" in shown
 
 
+@pytest.mark.parametrize("variant", ["shared", "separate", "lora", "bf16"])
+def test_memory_is_what_the_forecast_says(variant: str) -> None:
+    """Weights, gradients, optimizer, activations: each was forgotten once while this was built."""
+    found = run_benchmark("W", [variant], steps=1, peer=None)["sides"][variant]
+    assert found["forecast_mb"] == pytest.approx(found["memory_mb"], rel=0.15)
+
+
 def test_ratios_are_the_peers_time_over_ours() -> None:
     side = {f"{phase}_ms_a_token": 2.0 for phase in ("step", "generate", "judge", "update")}
     side |= {"generate": 1.0, "judge": 1.0, "update": 1.0, "memory_mb": 5.0, "step_ratio": 3.0}
-    side["update_gflops"] = 50.0
+    side |= {"update_gflops": 50.0, "forecast_mb": 6.0}
     result = {"shape": "S", "steps": 5, "peak_gflops": 100.0, "sides": {"ours": side}}
-    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 50% | 5 | 3.00 |  |  |" in table(result)
+    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 50% | 5 | 6 | 3.00 |  |  |" in table(result)
 
 
 def test_useful_work_by_hand() -> None:
@@ -64,7 +71,7 @@ def test_useful_work_by_hand() -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("--shape XXL", "--shape XXL: choose one of XS, S, M"),
+        ("--shape XXL", "--shape XXL: choose one of XS, W, S, M"),
         ("--variants shared,fast", "--variants fast: choose from shared"),
         ("--steps 0", "--steps 0: give 1 or more"),
         ("--peer_python here", "belong together"),

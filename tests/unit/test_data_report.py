@@ -140,7 +140,8 @@ def test_the_report_holds_every_source_and_every_place(tmp_path: Path) -> None:
     with (tmp_path / "demonstrations.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"messages": [USER, *answer]}) + "\n")
     inputs = read_inputs(config, STAGES)
-    assert check_inputs(config, STAGES, inputs) == {"data.prompts": 8, "data.heldout_prompts": 8}
+    checked = check_inputs(config, STAGES, inputs)
+    assert checked.sizes == {"data.prompts": 8, "data.heldout_prompts": 8}
     inputs.report.write(tmp_path)
     found = json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8"))
     assert {name: (item["rows"], item["used"]) for name, item in found.items()} == {

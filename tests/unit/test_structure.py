@@ -30,6 +30,7 @@ FLOOR = {
     "evaluation": 4,
     "benchmark": 5,
     "inputs": 5,
+    "resources": 5,
     "pipeline": 6,
 }
 names = [str(file.relative_to(ROOT)) for file in FILES]
