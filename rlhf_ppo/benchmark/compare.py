@@ -158,10 +158,15 @@ def run_benchmark(
         work = update_gflop(shape, variant, sides[variant])
         sides[variant]["update_gflops"] = work / sides[variant]["update"]
     if peer is not None:
+        # Both sides walk through the same prompts, in another order.
+        prompts = statistics.mean(sides[variant]["prompt_tokens"] for variant in variants)
         for side in sides.values():
             for phase in PHASES:
                 key = f"{phase}_ms_a_token"
                 side[f"{phase}_ratio"] = sides["peer"][key] / side[key]
+            side["ms_a_real_token"] = 1000 * side["seconds"] / (side["tokens"] + prompts)
+        for side in sides.values():
+            side["real_ratio"] = sides["peer"]["ms_a_real_token"] / side["ms_a_real_token"]
             side["memory_share"] = side["memory_mb"] / sides["peer"]["memory_mb"]
     return {"shape": name, "steps": steps, "peak_gflops": matmul_peak(), "sides": sides}
 
@@ -219,8 +224,9 @@ def table(result: Result) -> str:
         f"{result['peak_gflops']:.0f} GFLOP/s",
         "",
         "| | ms a response token | tokens/s | generate s | judge s | update s | of peak "
-        "| memory MB | forecast MB | ratio to the peer | generate ratio | memory share |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| memory MB | forecast MB | ratio to the peer | ratio a real token | generate ratio "
+        "| memory share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, side in result["sides"].items():
         cells = [
@@ -231,7 +237,7 @@ def table(result: Result) -> str:
             f"{side['memory_mb']:.0f}",
             f"{side['forecast_mb']:.0f}" if "forecast_mb" in side else "",
         ]
-        for key in ("step_ratio", "generate_ratio", "memory_share"):
+        for key in ("step_ratio", "real_ratio", "generate_ratio", "memory_share"):
             cells.append(f"{side[key]:.2f}" if key in side else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -234,18 +234,17 @@ def _autocast(work: Work) -> Iterator[None]:
 
 def _layout(config: Config, work: Work, tokens: int) -> Layout:
     """A micro-batch that fills the budget, as far as a step has so many tokens."""
-    length = work.prompt_tokens + config.rollout.max_new_tokens
-    rows = max(1, min(tokens // length, work.responses))
     new = config.rollout.max_new_tokens
-    ids = torch.zeros(rows * length, dtype=torch.int64)
-    return Layout(
-        ids=ids,
-        positions=ids.clone(),
-        lengths=(length,) * rows,
-        places=torch.zeros(rows * new, dtype=torch.int64),
-        targets=torch.zeros(rows * new, dtype=torch.int64),
-        mask=torch.ones(rows, new, dtype=torch.bool),
-    )
+    whole = work.prompt_tokens + new
+    total = max(whole, min(tokens, work.responses * whole))
+    lengths = [whole] * (total // whole)
+    if total % whole:  # a budget that is not a multiple of the longest sequence is filled too
+        lengths.append(total % whole)
+    learnt = [min(new, length - 1) for length in lengths]
+    ids = torch.zeros(sum(lengths), dtype=torch.int64)
+    places = torch.zeros(sum(learnt), dtype=torch.int64)
+    mask = torch.arange(new) < torch.tensor(learnt)[:, None]
+    return Layout(ids, ids.clone(), tuple(lengths), places, places.clone(), mask)
 
 
 def _update(

@@ -52,9 +52,11 @@ def test_memory_is_what_the_forecast_says(variant: str) -> None:
 def test_ratios_are_the_peers_time_over_ours() -> None:
     side = {f"{phase}_ms_a_token": 2.0 for phase in ("step", "generate", "judge", "update")}
     side |= {"generate": 1.0, "judge": 1.0, "update": 1.0, "memory_mb": 5.0, "step_ratio": 3.0}
-    side |= {"update_gflops": 50.0, "forecast_mb": 6.0}
+    side |= {"update_gflops": 50.0, "forecast_mb": 6.0, "real_ratio": 2.5}
     result = {"shape": "S", "steps": 5, "peak_gflops": 100.0, "sides": {"ours": side}}
-    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 50% | 5 | 6 | 3.00 |  |  |" in table(result)
+    assert "| ours | 2.00 | 500 | 1.00 | 1.00 | 1.00 | 50% | 5 | 6 | 3.00 | 2.50 |  |  |" in table(
+        result
+    )
 
 
 def test_useful_work_by_hand() -> None:
