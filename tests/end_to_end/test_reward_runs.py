@@ -27,7 +27,7 @@ def sometimes(prompts, responses, wanted):
     return [float("nan") if w == 3 and r else float(len(r)) for r, w in zip(responses, wanted)]
 
 def odd(prompts, responses, wanted):
-    return [None if w == 3 and len(set(r)) % 2 else len(r) for r, w in zip(responses, wanted)]
+    return [None if w < 4 and len(set(r)) % 2 else len(r) for r, w in zip(responses, wanted)]
 """
 LENGTH = {"kind": "function", "name": "length", "path": "reward.py:length"}
 SOMETIMES = {"kind": "function", "name": "sometimes", "path": "reward.py:sometimes"}
@@ -146,6 +146,24 @@ def test_several_sources_with_moments_and_gaps_survive_a_resume_to_the_bit(
     assert [score is None for score in shown] == [place == 2 for place in range(len(THINGS))]
 
 
+def test_evaluation_normalises_by_what_the_last_step_normalised_by(
+    tmp_path: Path, gpt2_models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = LENGTH | {"normalization": "standardize", "weight": 2}
+    config = make_config(tmp_path, gpt2_models, source)
+    assert run_here("train", ["--config", str(config)], tmp_path, monkeypatch) == 0
+    state = json.loads((tmp_path / "run/checkpoints/step-000002/state.json").read_text("utf-8"))
+    moments = state["sources"]["length"]
+    assert moments["count"] == 16 and state["scores"]["count"] == 8
+    deviation = (moments["squares"] / 16) ** 0.5
+    for place, row in enumerate(read_jsonl(tmp_path / "run/evaluation/samples.jsonl")):
+        for side in ("policy", "reference"):
+            raw = -abs(len(row[side]["response"]) - (10 + place)) / 10
+            z = (raw - moments["mean"]) / deviation
+            assert row[side]["score"] == pytest.approx(2 * z, abs=1e-4)
+
+
 def test_a_missing_reward_stops_the_run_and_a_higher_threshold_goes_on_from_there(
     tmp_path: Path,
     gpt2_models: dict[str, str],
@@ -176,7 +194,7 @@ def test_two_processes_drop_the_same_responses_and_whole_groups_where_they_are_c
     sections = {
         "advantage": {"kind": kind},
         "rollout": {"batch_size": 8, "samples_per_prompt": 2},
-        "reward": {"max_failed": 0.25},
+        "reward": {"max_failed": 0.5},
         "evaluation": {"every": 0},
     }
     source = SOMETIMES | {"path": "reward.py:odd"}
@@ -189,9 +207,11 @@ def test_two_processes_drop_the_same_responses_and_whole_groups_where_they_are_c
         for name in mine:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-4), name
     dropped = [(entry["reward/sometimes/failed"], entry["reward/dropped"]) for entry in one]
-    assert any(failed for failed, _ in dropped)
-    for failed, gone in dropped:
-        assert gone == (failed if kind == "gae" else 2 * bool(failed))
+    if kind == "gae":
+        assert all(gone == failed > 0 for failed, gone in dropped)
+    else:
+        assert all(gone % 2 == 0 for _, gone in dropped)
+        assert any(gone > failed for failed, gone in dropped)
 
 
 @pytest.mark.slow
