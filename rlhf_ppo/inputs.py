@@ -32,6 +32,7 @@ class Inputs:
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
     gold: GoldScorer | None
+    ptx: list[Demonstration]
 
     @property
     def prompts(self) -> dict[str, Sequence[Prompt]]:
@@ -43,7 +44,8 @@ class Inputs:
         """What the supervised stages learn from, by setting."""
         shown = [joined(item.prompt, item.completion) for item in self.demonstrations]
         pairs = [joined(item.prompt, item.chosen) for item in self.preferences + self.probes]
-        return {"data.demonstrations": shown, "data.preferences": pairs}
+        kept = [joined(item.prompt, item.completion) for item in self.ptx]
+        return {"data.demonstrations": shown, "data.preferences": pairs, "ptx.data": kept}
 
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
@@ -75,6 +77,9 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     train = read("data.prompts", "ppo", data.prompts, read_prompts)
     heldout = read("data.heldout_prompts", heldout_stage, data.heldout_prompts, read_prompts)
     problems += problem_of(lambda: check_no_overlap(train, heldout))
+    ptx: list[Demonstration] = []
+    if config.ptx is not None:
+        ptx = read("ptx.data", "ppo", config.ptx.data or data.demonstrations, read_demonstrations)
     gold = None
     if config.evaluation.gold is not None:
         try:
@@ -82,7 +87,7 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         except UserError as error:
             problems.append(str(error))
     raise_all(problems)
-    return Inputs(demonstrations, preferences, probes, train, heldout, gold)
+    return Inputs(demonstrations, preferences, probes, train, heldout, gold, ptx)
 
 
 def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> dict[str, int]:

@@ -16,13 +16,14 @@ from rlhf_ppo.data.prompts import (
     check_room,
     encode_prompts,
 )
-from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.errors import GuardError, UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.policy import save_policy
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.stamps import (
     FOLDERS,
     Stamp,
@@ -34,7 +35,10 @@ from rlhf_ppo.stamps import (
 )
 from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
-from rlhf_ppo.training.ppo import PpoRun, train_ppo
+from rlhf_ppo.training.guard import trouble
+from rlhf_ppo.training.loop import train_ppo
+from rlhf_ppo.training.ppo import PpoRun
+from rlhf_ppo.training.ptx import TextRow, encode_rows
 from rlhf_ppo.training.reward_model import train_reward_model
 from rlhf_ppo.training.roles import build_roles, load_for_evaluation, sampling_settings
 from rlhf_ppo.training.sft import train_supervised
@@ -48,6 +52,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
 
     Raises:
         UserError: anything wrong with settings or data; nothing has been written then.
+        GuardError: `guard` ended PPO before its time; all stages have left their results.
     """
     stages = _wanted(config, stages)
     _check_starting_points(config, stages)
@@ -60,6 +65,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_config(config))
+    stopped = None
     for stage in stages:
         if stage in finished:
             if processes.is_main:
@@ -69,10 +75,13 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             say(f"\n== {stage} ==")
             if stage == "ppo" and plan is not None:
                 show_plan(plan.lines())
-        _run_stage(stage, config, inputs, stamps)
+        stopped = _run_stage(stage, config, inputs, stamps) or stopped
+    if stopped is not None:
+        raise GuardError(stopped)
 
 
-def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> None:
+def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> str | None:
+    """Run one stage; returns why it was stopped before its time, if it was."""
     # Each stage gets fresh processes: TRL's trainers leave their own settings behind.
     processes = Processes(config, with_trackers=stage == "ppo")
     folder = Path(config.output_dir) / FOLDERS[stage]
@@ -92,14 +101,15 @@ def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Sta
             processes,
         )
     elif stage == "ppo":
-        _train_policy(config, inputs, folder, stamps[stage], processes)
+        return _train_policy(config, inputs, folder, stamps[stage], processes)
     elif stage == "evaluation":
         _evaluate(config, inputs, folder, stamps[stage], processes)
+    return None
 
 
 def _train_policy(
     config: Config, inputs: Inputs, folder: Path, stamp: Stamp, processes: Processes
-) -> None:
+) -> str | None:
     paths = model_paths(config)
     roles, optimizer = build_roles(config, paths, processes)
     tokenizer, limit = roles.tokenizer, config.data.max_prompt_tokens
@@ -131,15 +141,21 @@ def _train_policy(
         processes=processes,
         gold=None if gold is None else monitor,
         evaluate=lambda step: during_training(evaluator, shown),
+        ptx_rows=_encode_text(config, inputs, roles, processes),
     )
     progress = train_ppo(run)
     processes.stop_trackers()
+    stopped = trouble(config.guard, progress.watch)
+    if stopped is not None:
+        stopped = f"after step {progress.step} of {config.ppo.steps}, {stopped}."
+    reached = {"save": config.checkpoint.save, "steps": progress.step, "stopped": stopped}
     save_stage(
         folder,
         processes,
-        stamp | {"steps": progress.step},
+        stamp | reached,
         lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
     )
+    return stopped
 
 
 def _evaluate(
@@ -174,6 +190,21 @@ def _encode_heldout(
     if dropped and processes.is_main:
         say(f"{name}: dropped {dropped} prompts longer than {limit} tokens")
     return heldout
+
+
+def _encode_text(
+    config: Config, inputs: Inputs, roles: Roles, processes: Processes
+) -> Sequence[TextRow]:
+    """The rows of the next-token loss, if there is one."""
+    if config.ptx is None:
+        return ()
+    limit = config.ptx.max_tokens
+    rows, dropped = encode_rows(
+        inputs.ptx, roles.tokenizer, roles.policy.lm.config, limit, "ptx.data"
+    )
+    if dropped and processes.is_main:
+        say(f"ptx.data: dropped {dropped} rows that are too long, or have nothing to learn")
+    return rows
 
 
 def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
@@ -272,9 +303,11 @@ def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp
 def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
     folder = Path(config.output_dir)
     policy = folder / FOLDERS["ppo"]
-    saved = 0
-    if check_stamp(policy, stamp, ignore=("steps",)):
-        saved = int((read_stamp(policy) or {})["steps"])
+    saved, stopped = 0, None
+    kept = stamp | {"save": config.checkpoint.save}
+    if check_stamp(policy, kept, ignore=("steps", "stopped")):
+        found_stamp = read_stamp(policy) or {}
+        saved, stopped = int(found_stamp["steps"]), found_stamp["stopped"]
     reached = saved
     found = list_checkpoints(folder / "checkpoints")
     if found:
@@ -290,7 +323,7 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
             "no checkpoint to go on from (checkpoint.every was 0). Choose another output_dir."
         )
     # A checkpoint may be ahead of the saved policy: the run died between the two.
-    return saved == config.ppo.steps
+    return saved == config.ppo.steps and stopped is None
 
 
 def _write_config(config: Config) -> None:

@@ -7,7 +7,7 @@ each field is its documentation: `--help`, error messages and the docs are made 
 from pydantic import model_validator
 
 from rlhf_ppo.config.base import CountOrZero, Settings
-from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, RolloutConfig
+from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, PtxConfig, RolloutConfig
 from rlhf_ppo.config.models import (
     LoraConfig,
     PolicyConfig,
@@ -20,6 +20,7 @@ from rlhf_ppo.config.run import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    GuardConfig,
     HardwareConfig,
     LoggingConfig,
 )
@@ -31,12 +32,14 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "GuardConfig",
     "HardwareConfig",
     "KlConfig",
     "LoggingConfig",
     "LoraConfig",
     "PolicyConfig",
     "PpoConfig",
+    "PtxConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RolloutConfig",
@@ -65,8 +68,10 @@ class Config(Settings):
     reward_model: RewardModelConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     ppo: PpoConfig = PpoConfig()
+    ptx: PtxConfig | None = None
     advantage: AdvantageConfig = AdvantageConfig()
     kl: KlConfig = KlConfig()
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()

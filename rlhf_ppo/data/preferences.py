@@ -1,11 +1,13 @@
 """Demonstrations and preference pairs, in TRL's formats."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import maybe_extract_prompt
 
 from rlhf_ppo.data.loading import Row, raise_problems, read_rows
-from rlhf_ppo.data.template import Text, check_text
+from rlhf_ppo.data.template import Text, check_text, encode_conversation, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Preference:
 
 
 def read_demonstrations(source: str, setting: str = "data.demonstrations") -> list[Demonstration]:
-    """Rows with `messages` (the last one is the completion) or with `prompt` and `completion`.
+    """Rows with `messages` (the last is the completion), `prompt` and `completion`, or `text`.
+
+    A plain `text` is a completion of nothing.
 
     Raises:
         UserError: missing source, no rows, or broken rows, each named.
@@ -60,8 +64,31 @@ def read_preferences(source: str, setting: str = "data.preferences") -> list[Pre
     return preferences
 
 
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase, item: Demonstration
+) -> tuple[list[int], int]:
+    """Token ids of prompt and completion, stop token included, and where the completion begins."""
+    whole = encode_conversation(tokenizer, item.prompt, item.completion)
+    return whole, _shared_prefix(encode_prompt(tokenizer, item.prompt), whole)
+
+
+def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
 def _demonstration(row: Row) -> Demonstration | str:
     values = row.values
+    if "text" in values:
+        text = values["text"]
+        if not isinstance(text, str) or not text.strip():
+            return f"text must be a string that is not empty, not {text!r}"
+        return Demonstration("", text)
     if "messages" in values:
         problem = check_text(values["messages"], "messages")
         if problem is not None:
@@ -73,7 +100,7 @@ def _demonstration(row: Row) -> Demonstration | str:
     missing = [name for name in ("prompt", "completion") if name not in values]
     if missing:
         columns = ", ".join(sorted(values)) or "none"
-        return f"needs `messages`, or `prompt` and `completion` (columns: {columns})"
+        return f"needs `messages`, `prompt` and `completion`, or `text` (columns: {columns})"
     problem = check_text(values["prompt"], "prompt") or check_text(
         values["completion"], "completion"
     )

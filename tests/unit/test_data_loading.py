@@ -200,6 +200,11 @@ def test_a_bad_preference_is_named_by_its_line(tmp_path: Path, row: dict, part: 
     assert f"{source}:1: " in str(caught.value) and part in str(caught.value)
 
 
+def test_plain_text_is_a_completion_of_nothing(tmp_path: Path) -> None:
+    (found,) = read_demonstrations(write_jsonl(tmp_path / "a.jsonl", [{"text": "once upon"}]))
+    assert (found.prompt, found.completion) == ("", "once upon")
+
+
 def test_demonstrations_from_messages_and_from_prompt_and_completion(tmp_path: Path) -> None:
     user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     rows = [{"messages": [user, assistant]}, {"prompt": "q", "completion": "a"}]
@@ -211,7 +216,9 @@ def test_demonstrations_from_messages_and_from_prompt_and_completion(tmp_path: P
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"text": "x"}, "needs `messages`, or `prompt` and `completion` (columns: text)"),
+        ({"words": "x"}, "needs `messages`, `prompt` and `completion`, or `text` (columns: words)"),
+        ({"text": " "}, "text must be a string that is not empty, not ' '"),
+        ({"text": ["x"]}, "text must be a string"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "after at least one other"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "ends with the assistant"),
         ({"prompt": "q", "completion": [{"role": "assistant", "content": "a"}]}, "must both be"),
