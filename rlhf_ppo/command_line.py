@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.config.rewards import KINDS
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import GuardError, UserError
 
 Json = dict[str, Any]
 MISSING = object()
@@ -43,13 +43,36 @@ def load_config(
     if known.help:
         _print_help(description, default_path)
         raise SystemExit(0)
-    from_file = read_yaml(known.config)
+    from_file = read_config(known.config)
     overrides, problems = _read_overrides(rest)
     config = validate(_merge(from_file, overrides), str(known.config), overrides, problems)
     if known.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> Json:
+    """Settings of a YAML file, on top of those of the file that its `extends` names.
+
+    Args:
+        path: the file.
+        above: files that led here, which it must not extend in turn.
+
+    Raises:
+        UserError: a file cannot be read, or files extend one another in a circle.
+    """
+    settings = read_yaml(path)
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends must name one YAML file, not {base!r}.")
+    below = path.parent / base
+    chain = (*above, path.resolve())
+    if below.resolve() in chain:
+        raise UserError(f"{path}: extends {base}, which leads back here. Remove one of the two.")
+    return _merge(read_config(below, chain), settings)
 
 
 def read_yaml(path: Path) -> Json:
@@ -131,12 +154,18 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main(arguments)`; a `UserError` becomes one message on stderr and exit code 2."""
+    """Call `main(arguments)`; exceptions for the user become one message on stderr and a code.
+
+    2: bad input; 3: `guard` stopped the run, its policy is saved; 130: interrupted.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except GuardError as stop:
+        print(f"\nstopped: {stop}", file=sys.stderr, flush=True)
+        raise SystemExit(3) from None
     except KeyboardInterrupt:
         print(
             "\ninterrupted. Go on from the last checkpoint with --resume true.",

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +9,13 @@ class UserError(Exception):
 
     The scripts print it without a traceback and exit with code 2. Anything else that is raised
     is a bug of ours and keeps its traceback.
+    """
+
+
+class GuardError(Exception):
+    """A run ended before its time by `guard`: its policy is saved, and the message says why.
+
+    The scripts print it without a traceback and exit with code 3.
     """
 
 

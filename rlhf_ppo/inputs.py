@@ -39,6 +39,7 @@ class Inputs:
     train_prompts: list[Prompt]
     heldout_prompts: list[Prompt]
     gold: GoldScorer | None
+    ptx: list[Demonstration]
     report: DataReport
 
     @property
@@ -51,7 +52,8 @@ class Inputs:
         """What the supervised stages learn from, by setting."""
         shown = [joined(item.prompt, item.completion) for item in self.demonstrations]
         pairs = [joined(item.prompt, item.chosen) for item in self.preferences + self.probes]
-        return {"data.demonstrations": shown, "data.preferences": pairs}
+        kept = [joined(item.prompt, item.completion) for item in self.ptx]
+        return {"data.demonstrations": shown, "data.preferences": pairs, "ptx.data": kept}
 
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
@@ -86,6 +88,9 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         train = settle_overlap(train, heldout, data, report)
     except UserError as error:
         problems.append(str(error))
+    ptx: list[Demonstration] = []
+    if config.ptx is not None:
+        ptx = read("ptx.data", "ppo", config.ptx.data or data.demonstrations, read_demonstrations)
     gold = None
     if config.evaluation.gold is not None:
         try:
@@ -93,7 +98,7 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         except UserError as error:
             problems.append(str(error))
     raise_all(problems)
-    inputs = Inputs(demonstrations, preferences, probes, train, heldout, gold, report)
+    inputs = Inputs(demonstrations, preferences, probes, train, heldout, gold, ptx, report)
     _report_seen_before(inputs)
     return inputs
 

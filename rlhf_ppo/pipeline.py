@@ -5,47 +5,47 @@ exists for the same settings is kept; for other settings the run stops and says 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.command_line import to_yaml
-from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
-from rlhf_ppo.console import quieten_libraries, say
+from rlhf_ppo.config import Config
+from rlhf_ppo.console import say
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
     check_room,
     encode_prompts,
 )
 from rlhf_ppo.data.report import DataReport
-from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.errors import GuardError, UserError
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
-from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
-from rlhf_ppo.models.load import check_model_path
+from rlhf_ppo.inputs import Inputs
 from rlhf_ppo.models.policy import save_policy
-from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
-from rlhf_ppo.resources import check_memory, plan_memory
+from rlhf_ppo.plan import make_plan
+from rlhf_ppo.prepare import STAGES, finished_stages, prepare
+from rlhf_ppo.resources import check_memory
 from rlhf_ppo.rewards.combine import normalized_sources
+from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.stamps import (
     FOLDERS,
     Stamp,
-    check_stamp,
     make_stamps,
     model_paths,
     read_stamp,
     write_stamp,
 )
-from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
-from rlhf_ppo.training.distributed import Processes, folder_is_used
+from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.guard import trouble
+from rlhf_ppo.training.loop import train_ppo
 from rlhf_ppo.training.memory import Forecast
-from rlhf_ppo.training.ppo import PpoRun, train_ppo
+from rlhf_ppo.training.ppo import PpoRun
+from rlhf_ppo.training.ptx import TextRow, encode_rows
 from rlhf_ppo.training.reward_model import train_reward_model
 from rlhf_ppo.training.roles import build_roles, load_for_evaluation, sampling_settings
 from rlhf_ppo.training.sft import train_supervised
 from rlhf_ppo.training.trainer import save_stage
-
-STAGES = ("sft", "reward_model", "ppo", "evaluation")
 
 
 def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
@@ -53,17 +53,19 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
 
     Raises:
         UserError: anything wrong with settings or data; nothing has been written then.
+        GuardError: `guard` ended PPO before its time; all stages have left their results.
     """
-    prepared = _prepare(config, stages)
+    prepared = prepare(config, stages)
     stages, inputs, processes = prepared.stages, prepared.inputs, prepared.processes
     stamps = make_stamps(config)
     if processes.is_main:
         _show_memory(prepared.memory)
     if prepared.memory is not None:
         check_memory(config, prepared.memory, processes.sharers)
-    finished = _check_folder(config, stages, stamps)
+    finished = finished_stages(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_start(config, inputs.report))
+    stopped = None
     for stage in stages:
         if stage in finished:
             if processes.is_main:
@@ -73,7 +75,9 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             say(f"\n== {stage} ==")
             if stage == "ppo" and prepared.plan is not None:
                 show_plan(prepared.plan.lines())
-        _run_stage(stage, config, inputs, stamps)
+        stopped = _run_stage(stage, config, inputs, stamps) or stopped
+    if stopped is not None:
+        raise GuardError(stopped)
 
 
 def show_plans(config: Config) -> None:
@@ -82,37 +86,12 @@ def show_plans(config: Config) -> None:
     Raises:
         UserError: anything wrong with settings or data, or PPO does not fit into memory.
     """
-    prepared = _prepare(config, STAGES)
+    prepared = prepare(config, STAGES)
     if prepared.processes.is_main and prepared.plan is not None:
         show_plan(prepared.plan.lines())
         _show_memory(prepared.memory)
     if prepared.memory is not None:
         check_memory(config, prepared.memory, prepared.processes.sharers)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """All that is known before anything is written."""
-
-    stages: Sequence[str]
-    inputs: Inputs
-    processes: Processes
-    plan: Plan | None  # None: PPO is not among the stages
-    memory: Forecast | None
-
-
-def _prepare(config: Config, stages: Sequence[str]) -> _Prepared:
-    stages = _wanted(config, stages)
-    _check_starting_points(config, stages)
-    inputs = read_inputs(config, stages)
-    quieten_libraries()
-    checked = check_inputs(config, stages, inputs)
-    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
-    plan = _check_sizes(config, stages, checked.sizes, processes.world)
-    memory = None
-    if plan is not None and checked.policy is not None:
-        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
-    return _Prepared(stages, inputs, processes, plan, memory)
 
 
 def _show_memory(memory: Forecast | None) -> None:
@@ -121,7 +100,8 @@ def _show_memory(memory: Forecast | None) -> None:
         show_plan(memory.lines())
 
 
-def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> None:
+def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Stamp]) -> str | None:
+    """Run one stage; returns why it was stopped before its time, if it was."""
     # Each stage gets fresh processes: TRL's trainers leave their own settings behind.
     processes = Processes(config, with_trackers=stage == "ppo")
     folder = Path(config.output_dir) / FOLDERS[stage]
@@ -141,14 +121,15 @@ def _run_stage(stage: str, config: Config, inputs: Inputs, stamps: dict[str, Sta
             processes,
         )
     elif stage == "ppo":
-        _train_policy(config, inputs, folder, stamps[stage], processes)
+        return _train_policy(config, inputs, folder, stamps[stage], processes)
     elif stage == "evaluation":
         _evaluate(config, inputs, folder, stamps[stage], processes)
+    return None
 
 
 def _train_policy(
     config: Config, inputs: Inputs, folder: Path, stamp: Stamp, processes: Processes
-) -> None:
+) -> str | None:
     paths = model_paths(config)
     roles, optimizer = build_roles(config, paths, processes)
     tokenizer, limit = roles.tokenizer, config.data.max_prompt_tokens
@@ -178,20 +159,27 @@ def _train_policy(
         processes=processes,
         gold=None if gold is None else monitor,
         evaluate=lambda progress: during_training(evaluator, shown, progress.sources),
+        ptx_rows=_encode_text(config, inputs, roles, processes),
     )
     progress = train_ppo(run)
     processes.stop_trackers()
+    stopped = trouble(config.guard, progress.watch)
+    if stopped is not None:
+        stopped = f"after step {progress.step} of {config.ppo.steps}, {stopped}."
+    reached = {
+        "save": config.checkpoint.save,
+        "steps": progress.step,
+        "stopped": stopped,
+        # So that evaluation weighs the reward sources as the last step did.
+        "moments": {name: asdict(found) for name, found in progress.sources.items()},
+    }
     save_stage(
         folder,
         processes,
-        # The moments: so that evaluation weighs the reward sources as the last step did.
-        stamp
-        | {
-            "steps": progress.step,
-            "moments": {name: asdict(found) for name, found in progress.sources.items()},
-        },
+        stamp | reached,
         lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
     )
+    return stopped
 
 
 def _evaluate(
@@ -235,127 +223,19 @@ def _moments_of(policy: Path, config: Config) -> dict[str, Moments]:
     return {name: Moments(**found) for name, found in saved.items()}
 
 
-def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
-    """The stages that this config describes; a model that is given is not trained."""
-    skipped = set()
-    if config.sft is None:
-        skipped.add("sft")
-    if config.reward_model is None:
-        skipped.add("reward_model")
-    wanted = [stage for stage in stages if stage not in skipped]
-    if not wanted:
-        section = stages[0]
-        raise UserError(f"{section}: the config has no section `{section}`, so nothing to do.")
-    return wanted
-
-
-def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
-    """Every model that a stage starts from is given, or made by a stage before it."""
-    problems = []
-    folder = Path(config.output_dir)
-    if config.sft is None and config.policy.path is None:
-        problems.append("policy.path: missing; give a model, or an sft section to make one")
-    untrained = trained_source(config.reward) if config.reward_model is None else None
-    if untrained is not None and "ppo" in stages:
-        problems.append(
-            f"reward.sources[{untrained.name}].path: missing; give a reward model, a reward_model "
-            "section to train one, or another kind of reward source"
-        )
-    if config.sft is not None and "sft" not in stages and not (folder / "sft").is_dir():
-        problems.append(f"{folder / 'sft'}: not there yet; run scripts/sft.py first")
-    needs_reward = {"ppo", "evaluation"} & set(stages)
-    made = config.reward_model is not None
-    missing = not (folder / "reward_model").is_dir()
-    if made and needs_reward and "reward_model" not in stages and missing:
-        problems.append(
-            f"{folder / 'reward_model'}: not there yet; run scripts/reward_model.py first"
-        )
-    if "evaluation" in stages and "ppo" not in stages and not (folder / "policy").is_dir():
-        problems.append(f"{folder / 'policy'}: not there yet; run scripts/ppo.py first")
-    given = {"policy.path": config.policy.path} | {
-        f"reward.sources[{name}].path": leaf.path
-        for name, leaf in leaves(config.reward.sources)
-        if isinstance(leaf, ModelSource)
-    }
-    for setting, path in given.items():
-        if path is not None:
-            problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
-    raise_all(problems)
-
-
-def _check_sizes(
-    config: Config, stages: Sequence[str], sizes: dict[str, int], processes: int
-) -> Plan | None:
-    """The plan, if PPO is wanted; every stage's batch fits the number of processes."""
-    if config.sft is not None and "sft" in stages:
-        stage_micro_batch(config.sft, "sft", processes)
-    if config.reward_model is not None and "reward_model" in stages:
-        stage_micro_batch(config.reward_model, "reward_model", processes)
-    if "ppo" not in stages:
-        return None
-    return make_plan(config, processes, sizes["data.prompts"], sizes["data.heldout_prompts"])
-
-
-def _check_folder(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:
-    """Which stages are finished; refuses to touch what another run left.
-
-    Raises:
-        UserError: results are there and `resume` is not set, or they are of other settings.
-    """
-    folder = Path(config.output_dir)
-    if not config.resume:
-        whole = len(stages) > 1
-        targets = [folder] if whole else [folder / FOLDERS[stages[0]]]
-        if stages[0] == "ppo":
-            targets += [folder / "checkpoints", folder / "metrics.jsonl"]
-        for target in targets:
-            if folder_is_used(target):
-                raise UserError(
-                    f"output_dir: {target} is not empty. Go on with that run by --resume true, or "
-                    "choose another --output_dir. Nothing was changed."
-                )
-        return set()
-    if folder_is_used(folder) and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file. Choose another --output_dir.")
-    finished = {
-        stage
-        for stage in stages
-        if stage in ("sft", "reward_model") and check_stamp(folder / FOLDERS[stage], stamps[stage])
-    }
-    if "ppo" in stages:
-        check_stamp(folder / "checkpoints", stamps["ppo"])
-        if _policy_is_finished(config, stamps["ppo"]):
-            finished.add("ppo")
-    if read_stamp(folder / "evaluation") is None:
-        check_stamp(folder / "evaluation", stamps["evaluation"])  # absent, or not ours
-    evaluated = read_stamp(folder / "evaluation") == stamps["evaluation"]
-    if "evaluation" in stages and "ppo" in finished and evaluated:
-        finished.add("evaluation")
-    return finished
-
-
-def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
-    folder = Path(config.output_dir)
-    policy = folder / FOLDERS["ppo"]
-    saved = 0
-    if check_stamp(policy, stamp, ignore=("steps", "moments")):
-        saved = int((read_stamp(policy) or {})["steps"])
-    reached = saved
-    found = list_checkpoints(folder / "checkpoints")
-    if found:
-        reached = max(reached, read_progress(found[-1]).step)
-    if reached > config.ppo.steps:
-        raise UserError(
-            f"ppo.steps = {config.ppo.steps}: the run in {folder} is already at step {reached}. "
-            "Ask for more steps, or choose another output_dir."
-        )
-    if reached and not found and reached < config.ppo.steps:
-        raise UserError(
-            f"ppo.steps = {config.ppo.steps}: the run in {folder} reached step {reached} but left "
-            "no checkpoint to go on from (checkpoint.every was 0). Choose another output_dir."
-        )
-    # A checkpoint may be ahead of the saved policy: the run died between the two.
-    return saved == config.ppo.steps
+def _encode_text(
+    config: Config, inputs: Inputs, roles: Roles, processes: Processes
+) -> Sequence[TextRow]:
+    """The rows of the next-token loss, if there is one."""
+    if config.ptx is None:
+        return ()
+    limit = config.ptx.max_tokens
+    rows, dropped = encode_rows(
+        inputs.ptx, roles.tokenizer, roles.policy.lm.config, limit, "ptx.data"
+    )
+    if dropped and processes.is_main:
+        say(f"ptx.data: dropped {dropped} rows that are too long, or have nothing to learn")
+    return rows
 
 
 def _write_start(config: Config, report: DataReport) -> None:

@@ -29,7 +29,8 @@ FOLDERS = {
 }
 STAMP_FILE = "stage.json"
 # Settings that do not change what PPO computes, or that other stages answer for.
-NOT_PPO = ("output_dir", "resume", "data", "sft", "checkpoint", "evaluation", "logging")
+# Limits of the guard may change: a run that was stopped can go on with others.
+NOT_PPO = ("output_dir", "resume", "data", "sft", "guard", "checkpoint", "evaluation", "logging")
 # Settings of the data section that change what rows say or how often, if they are not refused.
 READING = ("columns", "system_prompt", "to_chat", "duplicates")
 
@@ -75,6 +76,10 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     ppo.pop("reward_model")
     ppo["reward"] = _reward(config, settings["reward"])
     ppo["ppo"] = {name: value for name, value in ppo["ppo"].items() if name != "steps"}
+    if config.ptx is not None:
+        source = config.ptx.data
+        known = data["demonstrations"] if source is None else fingerprint(source)
+        ppo["ptx"] = settings["ptx"] | {"data": known}
     ppo["hardware"] = {"mixed_precision": settings["hardware"]["mixed_precision"]}
     ppo["max_prompt_tokens"] = config.data.max_prompt_tokens
     ppo["reading"] = reading
@@ -84,6 +89,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     evaluation = {
         "policy": ppo,
         "steps": config.ppo.steps,
+        "save": config.checkpoint.save,
         "gold": config.evaluation.gold,
         "bootstrap_samples": config.evaluation.bootstrap_samples,
         "heldout_prompts": data["heldout_prompts"],

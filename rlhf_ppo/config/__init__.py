@@ -7,7 +7,7 @@ each field is its documentation: `--help`, error messages and the docs are made 
 from pydantic import model_validator
 
 from rlhf_ppo.config.base import CountOrZero, Settings
-from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, RolloutConfig
+from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, PtxConfig, RolloutConfig
 from rlhf_ppo.config.models import LoraConfig, PolicyConfig, ScratchConfig, ValueConfig
 from rlhf_ppo.config.rewards import (
     EnsembleSource,
@@ -24,6 +24,7 @@ from rlhf_ppo.config.run import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    GuardConfig,
     HardwareConfig,
     LoggingConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "EnsembleSource",
     "EvaluationConfig",
     "FunctionSource",
+    "GuardConfig",
     "HardwareConfig",
     "HttpSource",
     "KlConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "ModelSource",
     "PolicyConfig",
     "PpoConfig",
+    "PtxConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RolloutConfig",
@@ -76,8 +79,10 @@ class Config(Settings):
     reward_model: RewardModelConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     ppo: PpoConfig = PpoConfig()
+    ptx: PtxConfig | None = None
     advantage: AdvantageConfig = AdvantageConfig()
     kl: KlConfig = KlConfig()
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()

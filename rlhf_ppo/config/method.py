@@ -119,3 +119,16 @@ class PpoConfig(Settings):
     """Added to AdamW's denominator."""
     weight_decay: PositiveOrZero = 0.0
     """Decoupled weight decay of AdamW."""
+
+
+class PtxConfig(Settings):
+    """Next-token loss on given text beside PPO's (PPO-ptx: Ouyang et al. 2022, equation 2)."""
+
+    data: str | None = None
+    """Text to keep in mind: rows as in `data.demonstrations`; null: those."""
+    coefficient: Positive = 0.1
+    """Weight of the loss, which is a mean over tokens (advantage units a nat)."""
+    batch_size: Count = 32
+    """Rows in each optimizer step, over all processes."""
+    max_tokens: Count = 1024
+    """Longer rows are dropped, counted and reported; never cut (tokens)."""

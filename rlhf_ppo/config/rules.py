@@ -22,6 +22,7 @@ def contradictions(config: "Config") -> Iterator[str]:
     yield from _of_models(config)
     yield from _of_advantage(config)
     yield from _of_update(config)
+    yield from _of_guard(config)
     kl = config.kl
     if kl.controller != "fixed" and kl.beta == 0:
         yield (
@@ -176,4 +177,35 @@ def _of_update(config: "Config") -> Iterator[str]:
             f"ppo.epochs = {ppo.epochs} and ppo.minibatches = {ppo.minibatches} with ppo.objective "
             "= policy_gradient, which is right for the first optimizer step on a rollout only; set "
             "both to 1, or ppo.objective to surrogate"
+        )
+
+
+def _of_guard(config: "Config") -> Iterator[str]:
+    guard, kl, checkpoint = config.guard, config.kl, config.checkpoint
+    if guard.action == "rollback" and checkpoint.every == 0:
+        yield (
+            "guard.action = rollback with checkpoint.every = 0: there would be nothing to go back "
+            "to; set checkpoint.every to 1 or more, or guard.action to stop"
+        )
+    if guard.action == "rollback" and checkpoint.keep == 1:
+        yield (
+            "guard.action = rollback with checkpoint.keep = 1: the newest checkpoint may hold the "
+            "trouble already; set checkpoint.keep to 2 or more, or to 0 for all"
+        )
+    for name in ("max_rollbacks", "learning_rate_factor"):
+        value = getattr(guard, name)
+        if guard.action != "rollback" and value != type(guard).model_fields[name].default:
+            yield (
+                f"guard.{name} = {value} has no effect with guard.action = {guard.action}; remove "
+                "it, or set guard.action to rollback"
+            )
+    if guard.max_kl is not None and kl.controller != "fixed" and guard.max_kl <= kl.target:
+        yield (
+            f"guard.max_kl = {guard.max_kl} with kl.target = {kl.target}: the kl.controller would "
+            "steer into the limit; set guard.max_kl well above kl.target"
+        )
+    if checkpoint.save == "best" and config.evaluation.every == 0:
+        yield (
+            "checkpoint.save = best with evaluation.every = 0: nothing would be compared; set "
+            "evaluation.every to 1 or more, or checkpoint.save to last"
         )

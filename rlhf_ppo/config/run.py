@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from rlhf_ppo.config.base import Count, CountOrZero, Settings
+from rlhf_ppo.config.base import Count, CountOrZero, Positive, Settings, Share
 
 SOURCES = ("prompts", "heldout_prompts", "demonstrations", "preferences", "heldout_preferences")
 
@@ -57,6 +57,25 @@ class CheckpointConfig(Settings):
     """PPO steps between checkpoints; 0: only the finished model is saved."""
     keep: CountOrZero = 2
     """Newest checkpoints to keep; 0: all."""
+    save: Literal["last", "best"] = "last"
+    """Which policy the run leaves: its last, or the one with the best held-out score."""
+
+
+class GuardConfig(Settings):
+    """When a run has gone wrong, and what then: see docs/health.md."""
+
+    max_skipped: Count = 5
+    """Optimizer steps in a row that may be skipped because loss or gradient is not finite."""
+    max_kl: Positive | None = None
+    """Highest KL to the reference, mean over a step (nats a response); null: any."""
+    max_score_drop: Positive | None = None
+    """How far the running score may fall below its best (standard deviations); null: any."""
+    action: Literal["stop", "rollback"] = "stop"
+    """Beyond a limit: end with the policy saved, or go back to the last good checkpoint."""
+    max_rollbacks: Count = 3
+    """rollback: so often, then stop."""
+    learning_rate_factor: Share = 0.5
+    """rollback: learning rates are multiplied by this each time."""
 
 
 class EvaluationConfig(Settings):

@@ -1,7 +1,9 @@
 """Demonstrations and preference pairs, in TRL's formats and HH-RLHF's."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import (
@@ -16,7 +18,7 @@ from rlhf_ppo.data.conversation import (
 from rlhf_ppo.data.loading import Row
 from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.data.sources import load, missing_column
-from rlhf_ppo.data.template import Text
+from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Preference:
 def read_demonstrations(
     source: str, setting: str, rules: DataConfig, report: DataReport
 ) -> list[Demonstration]:
-    """Rows with `messages` (the last one is the completion) or with `prompt` and `completion`.
+    """Rows with `messages` (the last is the completion), `prompt` and `completion`, or `text`.
+
+    A plain `text` is a completion of nothing.
 
     Raises:
         UserError: missing source, no rows, or rows that are to be refused, each named.
@@ -76,6 +80,11 @@ def read_demonstrations(
         elif "prompt" in values and "completion" in values:
             prompt = read_text(values["prompt"], "prompt", rules)
             completion = read_text(values["completion"], "completion", rules)
+        elif "text" in values:
+            text = values["text"]
+            if not isinstance(text, str) or not text.strip():
+                raise BadRow(f"text must be a string that is not empty, not {text!r}")
+            return Demonstration(row.where, "", text)
         else:
             lacking = [name for name in ("prompt", "completion") if name not in values]
             raise missing_column(row, rules, *lacking)
@@ -113,6 +122,24 @@ def read_preferences(
         return Preference(row.where, prompt, chosen, rejected, kind)
 
     return load(source, setting, rules, report, parse)
+
+
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase, item: Demonstration
+) -> tuple[list[int], int]:
+    """Token ids of prompt and completion, stop token included, and where the completion begins."""
+    whole = encode_conversation(tokenizer, item.prompt, item.completion)
+    return whole, _shared_prefix(encode_prompt(tokenizer, item.prompt), whole)
+
+
+def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
 
 
 def _whole(completion: Text) -> bool:

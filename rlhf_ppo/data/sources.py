@@ -14,7 +14,7 @@ from rlhf_ppo.data.report import SHOWN_PROBLEMS, DataReport, raise_problems
 
 READ_BY = {
     "prompts": ("prompt", "messages", "chosen", "rejected"),
-    "demonstrations": ("prompt", "messages", "completion"),
+    "demonstrations": ("prompt", "messages", "completion", "text"),
     "preferences": ("prompt", "chosen", "rejected", "kind"),
 }
 
@@ -98,6 +98,8 @@ def missing_column(row: Row, rules: DataConfig, *names: str) -> BadRow:
 
 
 def _kind(setting: str) -> str:
+    if setting == "ptx.data":
+        return "demonstrations"
     return setting.removeprefix("data.").removeprefix("heldout_")
 
 

@@ -6,6 +6,7 @@ checkpoint holds what was learnt and a few numbers, and no random state.
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.training.guard import Watch
 
 WEIGHTS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 
@@ -32,6 +34,9 @@ class Progress:
     penalty: float = 1.0  # weight of KL(old || new), objective kl_penalty
     scores: Moments = field(default_factory=Moments)  # what scores are normalised by
     sources: dict[str, Moments] = field(default_factory=dict)  # and those of each reward source
+    watch: Watch = field(default_factory=Watch)  # what the guard has seen
+    best_step: int = 0  # whose policy has the best held-out score; 0: none yet
+    best_score: float = 0.0  # that score, reward units
 
 
 def save_checkpoint(
@@ -50,18 +55,38 @@ def save_checkpoint(
         optimizer: over these parameters.
         keep: newest checkpoints to keep; 0: all.
     """
-    target = folder / f"step-{progress.step:06d}"
-    partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_trained(model), partial / WEIGHTS)
-    torch.save(optimizer.state_dict(), partial / OPTIMIZER)
-    (partial / STATE).write_text(json.dumps(asdict(progress), indent=2) + "\n", encoding="utf-8")
-    if target.exists():  # the same step, from an earlier try that went on from before it
-        shutil.rmtree(target)
-    partial.rename(target)
+
+    def write(partial: Path) -> None:
+        save_file(_trained(model), partial / WEIGHTS)
+        torch.save(optimizer.state_dict(), partial / OPTIMIZER)
+        state = json.dumps(asdict(progress), indent=2)
+        (partial / STATE).write_text(state + "\n", encoding="utf-8")
+
+    _put(folder / f"step-{progress.step:06d}", write)
     for old in list_checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
+    _prune_best(folder, progress.best_step)
+
+
+def save_best(folder: Path, step: int, model: nn.Module) -> None:
+    """Keep the trained parameters of the best policy so far as `checkpoints/best-000050`.
+
+    Older ones go, except those that a checkpoint still names: a run that goes on from there must
+    find what it had.
+    """
+    _put(best_folder(folder, step), lambda partial: save_file(_trained(model), partial / WEIGHTS))
+    _prune_best(folder, step)
+
+
+def best_folder(folder: Path, step: int) -> Path:
+    """Where the policy of a step lies that had the best held-out score."""
+    return folder / f"best-{step:06d}"
+
+
+def remove_checkpoints(checkpoints: Sequence[Path]) -> None:
+    """Remove the given ones."""
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -78,8 +103,12 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        sources = {name: Moments(**found) for name, found in state["sources"].items()}
-        return Progress(**state | {"scores": Moments(**state["scores"]), "sources": sources})
+        nested = {
+            "scores": Moments(**state["scores"]),
+            "sources": {name: Moments(**found) for name, found in state["sources"].items()},
+            "watch": Watch(**state["watch"]),
+        }
+        return Progress(**state | nested)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{checkpoint / STATE}: damaged or from another version ({error}). Remove this "
@@ -93,6 +122,21 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
     Raises:
         UserError: the checkpoint belongs to another model.
     """
+    load_weights(checkpoint, model)
+    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, weights_only=True)
+    optimizer.load_state_dict(state)
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Put the trained parameters back in place.
+
+    Raises:
+        UserError: they belong to another model, or are not there.
+    """
+    if not (checkpoint / WEIGHTS).is_file():
+        raise UserError(
+            f"{checkpoint / WEIGHTS}: missing. Put it back, or set checkpoint.save to last."
+        )
     saved = load_file(checkpoint / WEIGHTS)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     same = saved.keys() == trained.keys() and all(
@@ -106,8 +150,25 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
-    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, weights_only=True)
-    optimizer.load_state_dict(state)
+
+
+def _put(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, then put it in place: complete or not at all."""
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    if target.exists():  # the same step, from an earlier try that went on from before it
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+def _prune_best(folder: Path, step: int) -> None:
+    """Remove all best policies but that of `step` and those that a checkpoint names."""
+    named = {read_progress(checkpoint).best_step for checkpoint in list_checkpoints(folder)}
+    needed = {best_folder(folder, number) for number in {step, *named}}
+    for old in set(folder.glob("best-*")) - needed:
+        shutil.rmtree(old)
 
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -168,6 +168,11 @@ class Processes:
         norm = self.accelerator.clip_grad_norm_(model.parameters(), limit)
         return 0.0 if norm is None else float(norm)
 
+    def skip_step(self) -> None:
+        """Let an optimizer step go by; a loss scaler (fp16) must hear of it to lower its scale."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+
     def start_trackers(self, config: Config, settings: dict[str, Any]) -> None:
         """Open TensorBoard and the like; TensorBoard writes to `<output_dir>/tensorboard`."""
         if self.trackers:

@@ -68,8 +68,14 @@ def source_metrics(weighed: Weighed, failures: Sequence[Failure], dropped: int) 
     return metrics | {"reward/dropped": dropped}
 
 
-def update_metrics(stats: UpdateStats, loss: LossSettings) -> Metrics:
-    """What the update says, as far as its loss had such a part."""
+def update_metrics(stats: UpdateStats, loss: LossSettings, with_text: bool) -> Metrics:
+    """What the update says, as far as its loss had such a part.
+
+    Args:
+        stats: of the update.
+        loss: the objective and its weights.
+        with_text: the next-token loss on given text was part of it.
+    """
     metrics = {
         "kl/update": stats.kl,
         "policy/loss": stats.policy_loss,
@@ -77,6 +83,7 @@ def update_metrics(stats: UpdateStats, loss: LossSettings) -> Metrics:
         "policy/ratio_first_error": stats.ratio_first_error,
         "policy/entropy": stats.entropy,
         "policy/optimizer_steps": stats.optimizer_steps,
+        "update/skipped": stats.skipped,
         "grad_norm": stats.grad_norm,
     }
     if loss.objective == "clipped":
@@ -88,6 +95,8 @@ def update_metrics(stats: UpdateStats, loss: LossSettings) -> Metrics:
     if loss.value_coefficient:
         metrics["value/loss"] = stats.value_loss
         metrics["value/clip_fraction"] = stats.value_clip_fraction
+    if with_text:
+        metrics["ptx/loss"] = stats.ptx_loss
     return metrics
 
 
@@ -118,16 +127,25 @@ def append_metrics(file: Path, metrics: Metrics) -> None:
         stream.write(json.dumps(metrics) + "\n")
 
 
-def cut_metrics(file: Path, last_step: int) -> None:
-    """Keep only the lines up to `last_step`: the steps after it are about to be made again."""
+def cut_metrics(file: Path, last_step: int, removed: Path | None = None) -> None:
+    """Keep only the lines up to `last_step`: the steps after it are about to be made again.
+
+    Args:
+        file: `metrics.jsonl`.
+        last_step: PPO step.
+        removed: where the other lines go; None: nowhere.
+    """
     if not file.is_file():
         return
-    kept = []
+    kept: list[str] = []
+    cut: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             step = json.loads(line)["step"]
         except (ValueError, KeyError):
             continue  # the half line of a run that was killed while writing
-        if step <= last_step:
-            kept.append(line + "\n")
+        (kept if step <= last_step else cut).append(line + "\n")
+    if removed is not None:
+        removed.parent.mkdir(parents=True, exist_ok=True)
+        removed.write_text("".join(cut), encoding="utf-8")
     file.write_text("".join(kept), encoding="utf-8")

@@ -1,17 +1,18 @@
-"""Stage 3: PPO. The whole method is `ppo_step`; the rest is bookkeeping around it."""
+"""Stage 3: PPO. The whole method is `ppo_step`; `loop.py` calls it step after step."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
+from rlhf_ppo.algorithm.batch import Minibatch, Rollout, Tokens, TrainBatch
 from rlhf_ppo.algorithm.kl import adapt_penalty
 from rlhf_ppo.algorithm.losses import LossSettings
+from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.config import Config, PpoConfig
-from rlhf_ppo.console import Stepper, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.data.template import as_text
@@ -21,25 +22,19 @@ from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
 from rlhf_ppo.rewards.judgement import Failure
 from rlhf_ppo.rollout.collect import Roles, collect, response_texts, sample
 from rlhf_ppo.rollout.generation import SamplingSettings
-from rlhf_ppo.rollout.noise import generator, sampling_noise
-from rlhf_ppo.training.checkpoint import (
-    Progress,
-    list_checkpoints,
-    load_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
+from rlhf_ppo.rollout.noise import derive_seed, generator, sampling_noise
+from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.failures import save_failure
+from rlhf_ppo.training.guard import observe
 from rlhf_ppo.training.metrics import (
     Metrics,
-    append_metrics,
-    cut_metrics,
-    one_line,
     peak_memory_gib,
     rollout_metrics,
     source_metrics,
     update_metrics,
 )
+from rlhf_ppo.training.ptx import TextRow, draw_rows
 from rlhf_ppo.training.train_batch import (
     compared_responses,
     learns_values,
@@ -65,6 +60,7 @@ class PpoRun:
     processes: Processes
     gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
     evaluate: Callable[[Progress], Metrics]  # on held-out prompts, called after a step
+    ptx_rows: Sequence[TextRow] = ()  # of the next-token loss, if there is one
 
     @property
     def checkpoints(self) -> Path:
@@ -76,29 +72,10 @@ class PpoRun:
         """One object a step."""
         return Path(self.config.output_dir) / "metrics.jsonl"
 
-
-def train_ppo(run: PpoRun) -> Progress:
-    """Go from the last checkpoint, or from the start, to `ppo.steps`."""
-    config, processes = run.config, run.processes
-    progress = _restore(run)
-    steps = config.ppo.steps
-    with Stepper("ppo", steps, shown=processes.is_main) as stepper:
-        stepper.done = progress.step
-        for step in range(progress.step + 1, steps + 1):
-            progress, metrics, example = ppo_step(run, step, progress)
-            last = step == steps
-            if _due(config.evaluation.every, step) and not last:
-                metrics |= run.evaluate(progress)
-            processes.track(metrics, step)
-            if processes.is_main:
-                append_metrics(run.metrics_file, metrics)
-                stepper.advance(one_line(metrics))
-                if _due(config.logging.sample_every, step):
-                    say(example)
-            every = config.checkpoint.every
-            if every and (last or _due(every, step)):
-                _save(run, progress)
-    return progress
+    @property
+    def failures(self) -> Path:
+        """Where things that went wrong are kept; absent in a healthy run."""
+        return Path(self.config.output_dir) / "failures"
 
 
 def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metrics, str]:
@@ -118,33 +95,30 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     rows = step_rows(len(run.prompts), config.rollout.batch_size, step, config.seed)
     # Responses to one prompt are neighbours: that is where rloo and grpo look for them.
     asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
-    rollout, prompts, failures = _collect_scored(run, step, asked, clock)
+    again = progress.watch.rollbacks
+    rollout, prompts, failures = _collect_scored(run, step, asked, clock, again)
 
     weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
     scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
     batch = make_train_batch(config, rollout, scores, progress.beta)
 
-    factor = _set_learning_rate(run, step)
+    factor = _set_learning_rate(run, step, again)
     loss = loss_settings(config, progress.beta, progress.penalty)
-    stats = _update(run, batch, step, loss)
-    penalty = _next_penalty(run, batch, progress.penalty)
-    clock.lap("time/update")
+    stats = _update(run, batch, step, loss, progress)
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
     metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
     tokens = int(rollout.responses.tokens.response_mask.sum())
-    controller = make_controller(config.kl, progress.beta, progress.kl_error)
-    controller = controller.update(metrics["kl/ref"], len(prompts))
-    after = Progress(
+    penalty = _next_penalty(run, batch, progress.penalty)
+    after = replace(
+        _carry_on(config, progress, metrics, moments, stats, len(prompts)),
         step=step,
         episodes=progress.episodes + len(prompts),
         tokens=progress.tokens + tokens,
-        beta=controller.beta,
-        kl_error=controller.error,
         penalty=penalty,
-        scores=moments,
         sources=weighed.moments,
     )
+    clock.lap("time/update")
     texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
     if run.gold is not None:
         metrics["gold/mean"] = run.gold(prompts, texts)
@@ -154,13 +128,38 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         "tokens": after.tokens,
         **metrics,
         "kl/beta": progress.beta,
-        **update_metrics(stats, loss),
+        **update_metrics(stats, loss, config.ptx is not None),
         "learning_rate": config.ppo.learning_rate * factor,
         **clock.laps,
         "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
     return after, metrics, _example(prompts[0], texts[0], float(weighed.scores[0]))
+
+
+def _carry_on(
+    config: Config,
+    progress: Progress,
+    metrics: Metrics,
+    moments: Moments,
+    stats: UpdateStats,
+    responses: int,
+) -> Progress:
+    """Beta, the moments of the scores and what the guard has seen, for the next step.
+
+    Numbers that are not finite are left out: the next step may be sound.
+    """
+    kl, score, deviation = metrics["kl/ref"], metrics["score/mean"], metrics["score/std"]
+    controller = make_controller(config.kl, progress.beta, progress.kl_error)
+    if math.isfinite(kl):
+        controller = controller.update(kl, responses)
+    return replace(
+        progress,
+        beta=controller.beta,
+        kl_error=controller.error,
+        scores=moments if math.isfinite(score) else progress.scores,
+        watch=observe(progress.watch, kl, score, deviation, stats.skipped_in_row),
+    )
 
 
 def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
@@ -172,20 +171,21 @@ def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
     return 1.0
 
 
-def _set_learning_rate(run: PpoRun, step: int) -> float:
+def _set_learning_rate(run: PpoRun, step: int, again: int) -> float:
     """Give every group of parameters its rate in this step; returns the share of the peak."""
-    factor = learning_rate_factor(run.config.ppo, step)
+    config = run.config
+    factor = learning_rate_factor(config.ppo, step) * config.guard.learning_rate_factor**again
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return factor
 
 
 def _collect_scored(
-    run: PpoRun, step: int, asked: Sequence[EncodedPrompt], clock: "_Clock"
+    run: PpoRun, step: int, asked: Sequence[EncodedPrompt], clock: "_Clock", again: int
 ) -> tuple[Rollout, list[EncodedPrompt], list[Failure]]:
     """The rollout of all processes and its prompts, without the responses that got no score."""
     config = run.config
-    rollout, failures = _collect_share(run, step, asked, clock)
+    rollout, failures = _collect_share(run, step, asked, clock, again)
     check_failures(rollout.source_scores, failures, config.reward.max_failed, f"step {step}")
     kept = scored_rows(rollout.source_scores, compared_responses(config))
     check_enough(len(kept), config.ppo.minibatches, run.processes.world, f"step {step}")
@@ -193,7 +193,7 @@ def _collect_scored(
 
 
 def _collect_share(
-    run: PpoRun, step: int, prompts: Sequence[EncodedPrompt], clock: "_Clock"
+    run: PpoRun, step: int, prompts: Sequence[EncodedPrompt], clock: "_Clock", again: int
 ) -> tuple[Rollout, list[Failure]]:
     """Each process samples and judges its share; the whole comes back on every one."""
     config, processes = run.config, run.processes
@@ -203,7 +203,7 @@ def _collect_share(
     # pass and the start of the next, must get other noise the second time on whatever process.
     noise = sampling_noise(
         config.seed,
-        "rollout",
+        _purpose("rollout", again),
         step,
         [item.prompt.row for item in prompts],
         config.rollout.max_new_tokens,
@@ -217,8 +217,14 @@ def _collect_share(
     return whole
 
 
-def _update(run: PpoRun, batch: TrainBatch, step: int, loss: LossSettings) -> UpdateStats:
-    config = run.config
+def _update(
+    run: PpoRun, batch: TrainBatch, step: int, loss: LossSettings, progress: Progress
+) -> UpdateStats:
+    config, again = run.config, progress.watch.rollbacks
+
+    def keep_failure(minibatch: Minibatch, text: Tokens | None) -> None:
+        run.processes.on_main(lambda: save_failure(run.failures, step, minibatch, text))
+
     return ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
@@ -226,10 +232,29 @@ def _update(run: PpoRun, batch: TrainBatch, step: int, loss: LossSettings) -> Up
         batch,
         config,
         loss,
-        generator(config.seed, "minibatches", step),
+        generator(config.seed, _purpose("minibatches", again), step),
         run.processes,
         train_policy=step > config.ppo.value_warmup_steps or not learns_values(config),
+        skipped_in_row=progress.watch.skipped,
+        draw_text=_text_drawer(run, step, again),
+        keep_failure=keep_failure,
     )
+
+
+def _text_drawer(run: PpoRun, step: int, again: int) -> Callable[[int], Tokens] | None:
+    """What draws the text of each optimizer step of a PPO step, if there is a next-token loss."""
+    config, ptx = run.config, run.config.ptx
+    if ptx is None:
+        return None
+    count = ptx.batch_size
+    before = (step - 1) * config.ppo.epochs * config.ppo.minibatches
+    seed = derive_seed(config.seed, _purpose("ptx", again))
+    return lambda number: draw_rows(run.ptx_rows, count, before + number + 1, seed)
+
+
+def _purpose(name: str, again: int) -> str:
+    """Of random numbers: others after each rollback, so that the accident is not replayed."""
+    return f"{name} after rollback {again}" if again else name
 
 
 def _next_penalty(run: PpoRun, batch: TrainBatch, penalty: float) -> float:
@@ -239,36 +264,6 @@ def _next_penalty(run: PpoRun, batch: TrainBatch, penalty: float) -> float:
         return penalty
     kl = kl_after_update(run.roles.policy_forward, batch, run.config, run.processes)
     return adapt_penalty(penalty, kl, target)
-
-
-def _restore(run: PpoRun) -> Progress:
-    """Load the newest checkpoint, if there is one, and forget the metrics after it."""
-    found = list_checkpoints(run.checkpoints)
-    config = run.config
-    progress = Progress(0, 0, 0, beta=config.kl.beta, penalty=config.ppo.penalty)
-    if found:
-        progress = read_progress(found[-1])
-        load_checkpoint(found[-1], run.roles.policy, run.optimizer)
-        if run.processes.is_main:
-            say(f"ppo: going on after step {progress.step} ({found[-1]})")
-    run.processes.on_main(lambda: cut_metrics(run.metrics_file, progress.step))
-    return progress
-
-
-def _save(run: PpoRun, progress: Progress) -> None:
-    run.processes.on_main(
-        lambda: save_checkpoint(
-            run.checkpoints,
-            progress,
-            run.roles.policy,
-            run.optimizer,
-            run.config.checkpoint.keep,
-        )
-    )
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _example(prompt: EncodedPrompt, response: str, score: float) -> str:

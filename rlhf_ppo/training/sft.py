@@ -10,13 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
-from rlhf_ppo.data.preferences import Demonstration
-from rlhf_ppo.data.template import (
-    as_text,
-    check_template,
-    encode_conversation,
-    encode_prompt,
-)
+from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
+from rlhf_ppo.data.template import as_text, check_template
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
 from rlhf_ppo.models.lora import peft_config
@@ -108,23 +103,11 @@ def _encode(
     check_template(tokenizer, [item.prompt for item in demonstrations], "data.demonstrations")
     examples = []
     for item in demonstrations:
-        prompt = encode_prompt(tokenizer, item.prompt)
-        whole = encode_conversation(tokenizer, item.prompt, item.completion)
-        start = _shared_prefix(prompt, whole)
+        whole, start = encode_demonstration(tokenizer, item)
         if len(whole) <= max_tokens:  # `inputs.py` has told of the others
             mask = [0] * start + [1] * (len(whole) - start)
             examples.append({"input_ids": whole, "completion_mask": mask})
     return examples
-
-
-def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
 
 
 def _write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:

@@ -1,18 +1,25 @@
 """The PPO update: epochs x minibatches x micro-batches over one rollout."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_ppo.algorithm.batch import Minibatch, TokenOutputs, TrainBatch
+from rlhf_ppo.algorithm.batch import Minibatch, TokenOutputs, Tokens, TrainBatch
 from rlhf_ppo.algorithm.kl import estimate_kl, kl_of_update
 from rlhf_ppo.algorithm.losses import LossSettings, LossTerms, ppo_loss, response_weights
 from rlhf_ppo.algorithm.masked import masked_sum
 from rlhf_ppo.config import Config
-from rlhf_ppo.models.forward import lay_out, micro_batches
-from rlhf_ppo.models.policy import PolicyWithValueHead
+from rlhf_ppo.models.forward import (
+    find_trunk,
+    hidden_states,
+    lay_out,
+    micro_batches,
+    token_logprobs,
+)
+from rlhf_ppo.models.policy import PolicyWithValueHead, base_model
 from rlhf_ppo.plan import judging_tokens, training_tokens
 from rlhf_ppo.training.distributed import Processes
 
@@ -21,7 +28,7 @@ SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "ref_kl", "e
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the response tokens of all epochs and processes."""
+    """Means over the response tokens of all minibatches and processes, skipped ones left out."""
 
     policy_loss: float
     value_loss: float
@@ -32,8 +39,11 @@ class UpdateStats:
     entropy: float  # nats a token
     ratio_max: float
     ratio_first_error: float  # max |ratio - 1| before the first optimizer step: 0 up to rounding
+    ptx_loss: float  # nats a token of the given text; 0 without any
     grad_norm: float  # mean over optimizer steps, before clipping
     optimizer_steps: int
+    skipped: int  # optimizer steps that were not made: loss or gradient was not finite
+    skipped_in_row: int  # up to now, those of earlier updates included
 
 
 def ppo_update(
@@ -46,6 +56,9 @@ def ppo_update(
     shuffle: torch.Generator,
     processes: Processes,
     train_policy: bool = True,
+    skipped_in_row: int = 0,
+    draw_text: Callable[[int], Tokens] | None = None,
+    keep_failure: Callable[[Minibatch, Tokens | None], None] | None = None,
 ) -> UpdateStats:
     """Improve policy and value function on one rollout (Schulman et al. 2017, algorithm 1).
 
@@ -60,22 +73,38 @@ def ppo_update(
         shuffle: generator of the permutations, seeded alike on every process.
         processes: this process among the others.
         train_policy: False while only the value function warms up.
+        skipped_in_row: optimizer steps skipped just before this update.
+        draw_text: text for the next-token loss of the update's n-th minibatch, from 0.
+        keep_failure: is told, on every process, of the first minibatch of each row of skips.
     """
     ppo = config.ppo
-    tally = _Tally(processes)
+    tally = _Tally(processes, skipped_in_row)
     for _ in range(ppo.epochs):
         for rows in minibatch_rows(len(batch.logprobs), ppo.minibatches, shuffle):
             minibatch = _weighted(batch.select(rows), config)
+            text = draw_text(tally.minibatches) if draw_text and train_policy else None
+            tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
+            if text is not None:
+                _accumulate_text_gradients(policy, text, config, processes, tally)
             _accumulate_gradients(policy_forward, minibatch, config, loss, processes, tally)
             if ppo.target_kl is not None and tally.minibatch_kl() > ppo.target_kl:
                 optimizer.zero_grad()
+                tally.keep_minibatch()
                 return tally.finish()
             if not train_policy:
-                for parameter in policy.lm.parameters():
-                    parameter.grad = None
-            tally.add_step(processes.clip_grad_norm(policy_forward, ppo.max_grad_norm))
-            optimizer.step()
+                policy.lm.zero_grad()
+            grad_norm = processes.clip_grad_norm(policy_forward, ppo.max_grad_norm)
+            if tally.is_finite(grad_norm):
+                tally.add_step(grad_norm)
+                optimizer.step()
+            else:
+                tally.add_skip()
+                processes.skip_step()
+                if keep_failure is not None and tally.skipped_in_row == 1:
+                    keep_failure(minibatch, text)
             optimizer.zero_grad()
+            if tally.skipped_in_row >= config.guard.max_skipped:
+                return tally.finish()
     return tally.finish()
 
 
@@ -124,7 +153,6 @@ def _accumulate_gradients(
     tally: "_Tally",
 ) -> None:
     """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
-    tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
     mine = minibatch.select(_my_rows(minibatch.batch.tokens.lengths, processes))
     budget = training_tokens(config.ppo, processes.device.type, processes.half)
     groups = list(micro_batches(mine.batch.tokens.lengths, budget))
@@ -138,30 +166,71 @@ def _accumulate_gradients(
                 layout, config.rollout.temperature, loss.entropy_coefficient > 0
             )
             terms = ppo_loss(outputs, micro, loss)
-            processes.backward(masked_sum(terms.loss * weights, micro.tokens.response_mask))
-        tally.add(terms, outputs, micro)
+            total = masked_sum(terms.loss * weights, micro.tokens.response_mask)
+            processes.backward(total)
+        tally.add(total, terms, outputs, micro)
+
+
+def _accumulate_text_gradients(
+    policy: PolicyWithValueHead,
+    text: Tokens,
+    config: Config,
+    processes: Processes,
+    tally: "_Tally",
+) -> None:
+    """Add up the gradient of the next-token loss on given text over this process's micro-batches.
+
+    Through the bare language model, past the wrapper and the value head: these gradients wait in
+    the parameters until the last backward pass of the PPO loss brings all processes together.
+    """
+    if config.ptx is None:
+        return
+    tokens = int(text.response_mask.sum())  # of all processes and micro-batches
+    lm = base_model(policy.lm)
+    mine = text.select(_my_rows(text.lengths, processes))
+    for group in micro_batches(mine.lengths, training_tokens(config.ppo, processes.device.type)):
+        layout = lay_out(mine.select(group)).to(processes.device)
+        with processes.autocast():
+            states = hidden_states(find_trunk(lm), layout)
+            logprobs, _ = token_logprobs(lm, states, layout.targets, temperature=1.0)
+        loss = -logprobs.sum() / tokens
+        processes.backward(config.ptx.coefficient * loss)
+        tally.add_text(loss)
 
 
 class _Tally:
     """Sums of per-token quantities, brought together over processes once an update."""
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, skipped_in_row: int = 0) -> None:
         self.processes = processes
         self.sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64)
-        self.kl_before = 0.0  # the sum of KL when the minibatch began
+        self.minibatches = 0  # begun
         self.minibatch_tokens = 0  # over all processes
+        self.minibatch_sums = torch.zeros_like(self.sums)
+        self.minibatch_loss = 0.0  # this process's part
+        self.minibatch_text_loss = 0.0  # the same, of the next-token loss
+        self.text_losses: list[float] = []
         self.ratio_max = 0.0
         self.ratio_first_error = 0.0
         self.grad_norms: list[float] = []
+        self.skipped = 0
+        self.skipped_in_row = skipped_in_row
 
     def start_minibatch(self, tokens: int) -> None:
-        """Note where the KL of this minibatch begins."""
-        self.kl_before = float(self.sums[SUMS.index("kl")])
+        """Begin to count a minibatch of so many tokens."""
+        self.minibatches += 1
         self.minibatch_tokens = tokens
+        self.minibatch_sums = torch.zeros_like(self.sums)
+        self.minibatch_loss = self.minibatch_text_loss = 0.0
+
+    def add_text(self, loss: Tensor) -> None:
+        """Count one micro-batch of given text."""
+        self.minibatch_text_loss += float(loss.detach())
 
     @torch.no_grad()
-    def add(self, terms: LossTerms, outputs: TokenOutputs, micro: TrainBatch) -> None:
+    def add(self, loss: Tensor, terms: LossTerms, outputs: TokenOutputs, micro: TrainBatch) -> None:
         """Count one micro-batch."""
+        self.minibatch_loss += float(loss)
         mask = micro.tokens.response_mask
         columns = (
             terms.policy,
@@ -173,7 +242,7 @@ class _Tally:
             outputs.entropy,
         )
         sums = [masked_sum(column, mask) for column in columns]
-        self.sums += torch.stack([*sums, mask.sum()]).double().cpu()
+        self.minibatch_sums += torch.stack([*sums, mask.sum()]).double().cpu()
         ratio = torch.where(mask, terms.ratio, torch.ones_like(terms.ratio))
         self.ratio_max = max(self.ratio_max, float(ratio.max()))
         if not self.grad_norms:
@@ -182,16 +251,34 @@ class _Tally:
 
     def minibatch_kl(self) -> float:
         """KL(new || old) of the present minibatch over all processes, nats a token."""
-        mine = float(self.sums[SUMS.index("kl")]) - self.kl_before
-        return float(self.processes.sum(torch.tensor(mine))) / self.minibatch_tokens
+        mine = self.minibatch_sums[SUMS.index("kl")].float()
+        return float(self.processes.sum(mine)) / self.minibatch_tokens
+
+    def is_finite(self, grad_norm: float) -> bool:
+        """Whether an optimizer step may be made: alike on every process."""
+        mine = torch.tensor(self.minibatch_loss + self.minibatch_text_loss)
+        return math.isfinite(grad_norm) and math.isfinite(float(self.processes.sum(mine)))
+
+    def keep_minibatch(self) -> None:
+        """Let the present minibatch count."""
+        self.sums += self.minibatch_sums
+        self.text_losses.append(self.minibatch_text_loss)
 
     def add_step(self, grad_norm: float) -> None:
-        """Count one optimizer step."""
+        """Count one optimizer step and its minibatch."""
+        self.keep_minibatch()
         self.grad_norms.append(grad_norm)
+        self.skipped_in_row = 0
+
+    def add_skip(self) -> None:
+        """Count one optimizer step that is not made; its minibatch does not count."""
+        self.skipped += 1
+        self.skipped_in_row += 1
 
     def finish(self) -> UpdateStats:
         """Means over tokens, maxima over processes."""
         *sums, tokens = self.processes.sum(self.sums.float()).tolist()
+        text_loss = float(self.processes.sum(torch.tensor(sum(self.text_losses))))
         means = dict(zip(SUMS, (value / max(tokens, 1) for value in sums), strict=True))
         maxima = self.processes.gather_list([(self.ratio_max, self.ratio_first_error)])
         return UpdateStats(
@@ -204,6 +291,9 @@ class _Tally:
             entropy=means["entropy"],
             ratio_max=max(pair[0] for pair in maxima),
             ratio_first_error=max(pair[1] for pair in maxima),
-            grad_norm=sum(self.grad_norms) / len(self.grad_norms),
+            ptx_loss=text_loss / max(len(self.text_losses), 1),
+            grad_norm=sum(self.grad_norms) / max(len(self.grad_norms), 1),
             optimizer_steps=len(self.grad_norms),
+            skipped=self.skipped,
+            skipped_in_row=self.skipped_in_row,
         )

@@ -147,8 +147,8 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
         ["data.preferences: all 8 rows", "reward_model.max_tokens = 5", "Raise it"],
     ),
     "held-out pairs that the reward model would refuse to score": (
-        lambda c: c.section("reward").update(max_tokens=5),
-        ["data.heldout_preferences: all 4 rows", "reward.max_tokens = 5", "Raise it"],
+        lambda c: c.section("reward").update(sources=[{"kind": "model", "max_tokens": 5}]),
+        ["data.heldout_preferences: all 4 rows", "[reward_model].max_tokens = 5", "Raise it"],
     ),
     "every row bad": (
         data(file("prompts", "p.jsonl", '{"prompt": ""}\n{\n'), bad_rows="drop"),

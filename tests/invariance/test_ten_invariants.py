@@ -34,7 +34,7 @@ from rlhf_ppo.algorithm.losses import clipped_policy_loss
 from rlhf_ppo.rollout.collect import collect, sample
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
 from rlhf_ppo.rollout.noise import sampling_noise
-from rlhf_ppo.training.ppo import train_ppo
+from rlhf_ppo.training.loop import train_ppo
 from rlhf_ppo.training.train_batch import loss_settings, make_train_batch
 from rlhf_ppo.training.update import _accumulate_gradients, _Tally, _weighted
 

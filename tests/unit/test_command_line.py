@@ -10,7 +10,7 @@ from helpers import make_config
 
 from rlhf_ppo.command_line import load_config, run_script, setting_names, to_yaml
 from rlhf_ppo.config import Config
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import GuardError, UserError
 
 BASE = "output_dir: runs/x\nrollout: {batch_size: 8}\n"
 
@@ -185,6 +185,13 @@ TOGETHER = [
     ("--ppo.objective surrogate --ppo.dual_clip 3", "ppo.dual_clip = 3.0 has no effect"),
     ("--ppo.objective kl_penalty --ppo.clip_range_high 0.3", "ppo.clip_range_high = 0.3 has no"),
     ("--ppo.penalty_target 0.1", "ppo.penalty_target = 0.1 has no effect"),
+    ("--guard.action rollback --checkpoint.every 0", "there would be nothing to go back to"),
+    ("--guard.action rollback --checkpoint.keep 1", "checkpoint.keep = 1"),
+    ("--guard.max_rollbacks 2", "guard.max_rollbacks = 2 has no effect"),
+    ("--guard.learning_rate_factor 0.1", "guard.learning_rate_factor = 0.1 has no effect"),
+    ("--kl.controller target --guard.max_kl 6", "guard.max_kl = 6.0 with kl.target = 6.0"),
+    ("--checkpoint.save best --evaluation.every 0", "checkpoint.save = best with evaluation.every"),
+    ("--ptx.coefficient 0", "ptx.coefficient (command line): 0 should be greater than 0"),
     ("--ppo.objective policy_gradient --ppo.epochs 2", "ppo.epochs = 2 and ppo.minibatches = 1"),
 ]
 
@@ -263,6 +270,54 @@ def test_a_user_error_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixtu
         run_script(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err.strip() == "error: the cat is on the keyboard"
+
+
+def test_a_run_that_the_guard_stopped_says_why_and_exits_with_3(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(_: object) -> None:
+        raise GuardError("after step 7 of 9, the cat is on the keyboard")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 3
+    assert capsys.readouterr().err.strip().startswith("stopped: after step 7")
+
+
+def test_a_config_that_extends_another_holds_what_differs(file: Path) -> None:
+    middle, top = file.with_name("middle.yaml"), file.parent / "more" / "top.yaml"
+    top.parent.mkdir()
+    middle.write_text("extends: run.yaml\nppo: {epochs: 7, steps: 8}\n", encoding="utf-8")
+    top.write_text("extends: ../middle.yaml\nppo: {steps: 9}\n", encoding="utf-8")
+    wanted = load(file, "--ppo.epochs", "7", "--ppo.steps", "9")
+    assert load(top) == wanted
+    assert load(top, "--ppo.steps", "3").ppo.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("extends: other.yaml\n", "other.yaml: cannot read"),
+        ("extends: top.yaml\n", "leads back here"),
+        ("extends: [run.yaml]\n", "extends must name one YAML file"),
+        ("extends: run.yaml\nppo: {stepps: 1}\n", "Did you mean ppo.steps?"),
+    ],
+)
+def test_an_extension_that_leads_nowhere_is_refused(file: Path, text: str, part: str) -> None:
+    top = file.with_name("top.yaml")
+    top.write_text(text, encoding="utf-8")
+    assert part in message(top)
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if path.parent.name != "accelerate"], ids=lambda p: p.name
+)
+def test_every_shipped_config_is_sound_and_says_what_it_is(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    load_config(["--config", str(path)], path)
 
 
 def test_control_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

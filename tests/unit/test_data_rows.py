@@ -259,10 +259,17 @@ def test_every_form_of_a_demonstration(
     assert (found.prompt, found.completion) == (prompt, completion)
 
 
+def test_plain_text_is_a_completion_of_nothing(tmp_path: Path) -> None:
+    (found,) = demonstrations(tmp_path, {"text": "once upon"})
+    assert (found.prompt, found.completion) == ("", "once upon")
+
+
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"text": "x"}, "no column `prompt`, `completion` (columns: text)"),
+        ({"words": "x"}, "no column `prompt`, `completion` (columns: words)"),
+        ({"text": " "}, "text must be a string that is not empty, not ' '"),
+        ({"text": ["x"]}, "text must be a string that is not empty"),
         ({"prompt": "x"}, "no column `completion` (columns: prompt)"),
         ({"messages": [assistant("a")]}, "after at least one other"),
         ({"messages": [user("a")] * 2}, "must end with the assistant"),

@@ -31,7 +31,8 @@ FLOOR = {
     "benchmark": 5,
     "inputs": 5,
     "resources": 5,
-    "pipeline": 6,
+    "prepare": 6,
+    "pipeline": 7,
 }
 names = [str(file.relative_to(ROOT)) for file in FILES]
 PAPER = sorted((PACKAGE / "algorithm").glob("*.py"))

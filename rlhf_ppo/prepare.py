@@ -1,0 +1,174 @@
+"""What is known before anything is written: data, models, sizes, memory, finished stages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
+from rlhf_ppo.console import quieten_libraries
+from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
+from rlhf_ppo.models.load import check_model_path
+from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.resources import plan_memory
+from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
+from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
+from rlhf_ppo.training.distributed import Processes, folder_is_used
+from rlhf_ppo.training.memory import Forecast
+
+STAGES = ("sft", "reward_model", "ppo", "evaluation")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before anything is written."""
+
+    stages: Sequence[str]
+    inputs: Inputs
+    processes: Processes
+    plan: Plan | None  # None: PPO is not among the stages
+    memory: Forecast | None
+
+
+def prepare(config: Config, stages: Sequence[str]) -> Prepared:
+    """Read and check everything that the stages need.
+
+    Raises:
+        UserError: anything wrong with settings or data.
+    """
+    stages = _wanted(config, stages)
+    _check_starting_points(config, stages)
+    inputs = read_inputs(config, stages)
+    quieten_libraries()
+    checked = check_inputs(config, stages, inputs)
+    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    plan = _check_sizes(config, stages, checked.sizes, processes.world)
+    memory = None
+    if plan is not None and checked.policy is not None:
+        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
+    return Prepared(stages, inputs, processes, plan, memory)
+
+
+def finished_stages(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:
+    """Which stages are finished; refuses to touch what another run left.
+
+    Raises:
+        UserError: results are there and `resume` is not set, or they are of other settings.
+    """
+    folder = Path(config.output_dir)
+    if not config.resume:
+        whole = len(stages) > 1
+        targets = [folder] if whole else [folder / FOLDERS[stages[0]]]
+        if stages[0] == "ppo":
+            targets += [folder / "checkpoints", folder / "metrics.jsonl"]
+        for target in targets:
+            if folder_is_used(target):
+                raise UserError(
+                    f"output_dir: {target} is not empty. Go on with that run by --resume true, or "
+                    "choose another --output_dir. Nothing was changed."
+                )
+        return set()
+    if folder_is_used(folder) and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file. Choose another --output_dir.")
+    finished = {
+        stage
+        for stage in stages
+        if stage in ("sft", "reward_model") and check_stamp(folder / FOLDERS[stage], stamps[stage])
+    }
+    if "ppo" in stages:
+        check_stamp(folder / "checkpoints", stamps["ppo"])
+        if _policy_is_finished(config, stamps["ppo"]):
+            finished.add("ppo")
+    if read_stamp(folder / "evaluation") is None:
+        check_stamp(folder / "evaluation", stamps["evaluation"])  # absent, or not ours
+    evaluated = read_stamp(folder / "evaluation") == stamps["evaluation"]
+    if "evaluation" in stages and "ppo" in finished and evaluated:
+        finished.add("evaluation")
+    return finished
+
+
+def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
+    """The stages that this config describes; a model that is given is not trained."""
+    skipped = set()
+    if config.sft is None:
+        skipped.add("sft")
+    if config.reward_model is None:
+        skipped.add("reward_model")
+    wanted = [stage for stage in stages if stage not in skipped]
+    if not wanted:
+        section = stages[0]
+        raise UserError(f"{section}: the config has no section `{section}`, so nothing to do.")
+    return wanted
+
+
+def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
+    """Every model that a stage starts from is given, or made by a stage before it."""
+    problems = []
+    folder = Path(config.output_dir)
+    if config.sft is None and config.policy.path is None:
+        problems.append("policy.path: missing; give a model, or an sft section to make one")
+    untrained = trained_source(config.reward) if config.reward_model is None else None
+    if untrained is not None and "ppo" in stages:
+        problems.append(
+            f"reward.sources[{untrained.name}].path: missing; give a reward model, a reward_model "
+            "section to train one, or another kind of reward source"
+        )
+    if config.sft is not None and "sft" not in stages and not (folder / "sft").is_dir():
+        problems.append(f"{folder / 'sft'}: not there yet; run scripts/sft.py first")
+    needs_reward = {"ppo", "evaluation"} & set(stages)
+    made = config.reward_model is not None
+    missing = not (folder / "reward_model").is_dir()
+    if made and needs_reward and "reward_model" not in stages and missing:
+        problems.append(
+            f"{folder / 'reward_model'}: not there yet; run scripts/reward_model.py first"
+        )
+    if "evaluation" in stages and "ppo" not in stages and not (folder / "policy").is_dir():
+        problems.append(f"{folder / 'policy'}: not there yet; run scripts/ppo.py first")
+    given = {"policy.path": config.policy.path} | {
+        f"reward.sources[{name}].path": leaf.path
+        for name, leaf in leaves(config.reward.sources)
+        if isinstance(leaf, ModelSource)
+    }
+    for setting, path in given.items():
+        if path is not None:
+            problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
+    raise_all(problems)
+
+
+def _check_sizes(
+    config: Config, stages: Sequence[str], sizes: dict[str, int], processes: int
+) -> Plan | None:
+    """The plan, if PPO is wanted; every stage's batch fits the number of processes."""
+    if config.sft is not None and "sft" in stages:
+        stage_micro_batch(config.sft, "sft", processes)
+    if config.reward_model is not None and "reward_model" in stages:
+        stage_micro_batch(config.reward_model, "reward_model", processes)
+    if "ppo" not in stages:
+        return None
+    return make_plan(config, processes, sizes["data.prompts"], sizes["data.heldout_prompts"])
+
+
+def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
+    folder = Path(config.output_dir)
+    policy = folder / FOLDERS["ppo"]
+    saved, stopped = 0, None
+    kept = stamp | {"save": config.checkpoint.save}
+    if check_stamp(policy, kept, ignore=("steps", "stopped", "moments")):
+        found_stamp = read_stamp(policy) or {}
+        saved, stopped = int(found_stamp["steps"]), found_stamp["stopped"]
+    reached = saved
+    found = list_checkpoints(folder / "checkpoints")
+    if found:
+        reached = max(reached, read_progress(found[-1]).step)
+    if reached > config.ppo.steps:
+        raise UserError(
+            f"ppo.steps = {config.ppo.steps}: the run in {folder} is already at step {reached}. "
+            "Ask for more steps, or choose another output_dir."
+        )
+    if reached and not found and reached < config.ppo.steps:
+        raise UserError(
+            f"ppo.steps = {config.ppo.steps}: the run in {folder} reached step {reached} but left "
+            "no checkpoint to go on from (checkpoint.every was 0). Choose another output_dir."
+        )
+    # A checkpoint may be ahead of the saved policy: the run died between the two.
+    return saved == config.ppo.steps and stopped is None
