@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_ppo.benchmark.compare import Row, alternate, ours, update_gflop
 from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape, make_assets
-from rlhf_ppo.models.forward import CHUNK_BYTES
+from rlhf_ppo.models.forward import CHUNK_BYTES, CHUNK_TOKENS
 
 # Of each output and input table: weights, gradient and two moments in the policy, one in the
 # reference. The reward model has no output table. Generation makes one reordered output table.
@@ -70,5 +70,5 @@ def _add_derived(row: Row, shape: Shape) -> None:
         row[name] = 1000 * row[key] / real
     row["update_gflops"] = update_gflop(shape, "shared", row) / row["update"]
     table = 4 * shape.hidden * shape.vocabulary
-    chunk = max(CHUNK_BYTES["cpu"], 16 * 4 * shape.vocabulary)
+    chunk = max(CHUNK_BYTES["cpu"], CHUNK_TOKENS * 4 * shape.vocabulary)
     row["tables_mb"] = ((OUTPUT_TABLES + INPUT_TABLES) * table + CHUNKS * chunk) / 2**20

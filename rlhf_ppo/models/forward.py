@@ -22,6 +22,8 @@ from rlhf_ppo.models.softmax import logprobs_and_entropies
 
 # Bytes of the float32 logits that exist at the same time. Larger ones leave a CPU's caches.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+# But never fewer: each chunk adds to the gradient of the whole output layer.
+CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def token_logprobs(
 
 def _chunk_tokens(model: PreTrainedModel, device: str) -> int:
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return max(16, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+    return max(CHUNK_TOKENS, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
 
 
 def _chunk_logprobs(

@@ -163,7 +163,8 @@ def test_it_holds_the_policy_to_the_text() -> None:
 
 def test_texts_become_rows_and_what_is_too_long_or_empty_is_dropped() -> None:
     tokenizer = byte_tokenizer(chat=False)
-    items = [Demonstration("", "ab"), Demonstration("q: ", "yes"), Demonstration("", "x" * 70)]
+    texts = [("", "ab"), ("q: ", "yes"), ("", "x" * 70)]
+    items = [Demonstration(f"t:{row}", *text) for row, text in enumerate(texts, 1)]
     model = make_run().roles.policy.lm.config  # 64 positions
     rows, dropped = encode_rows(items, tokenizer, model, 1000, "ptx.data")
     assert dropped == 1
