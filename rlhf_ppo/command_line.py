@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource
 
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.rewards import KINDS
 from rlhf_ppo.errors import UserError
 
 Json = dict[str, Any]
@@ -98,8 +99,6 @@ def validate(
         config = Config.model_validate(values)
     except ValidationError as error:
         for item in error.errors():
-            if item["type"] == "missing" and len(item["loc"]) > 1:
-                continue
             messages += _explain(dict(item), source, overrides or {})
     if messages or config is None:
         count = "1 problem" if len(messages) == 1 else f"{len(messages)} problems"
@@ -167,6 +166,7 @@ def _print_help(description: str, default_path: Path) -> None:
     )
     parser = argparse.ArgumentParser(
         description=intro,
+        epilog=_source_help(),
         usage="%(prog)s [--config FILE] [--section.name VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -179,6 +179,21 @@ def _print_help(description: str, default_path: Path) -> None:
         cli_use_class_docs_for_groups=True,
     )
     parser.print_help()
+
+
+def _source_help() -> str:
+    """The settings of each kind of reward source, which the parser shows as JSON alone."""
+    lines = [
+        "each entry of reward.sources is a mapping, in the file or as YAML on the command line:"
+    ]
+    for source in KINDS:
+        lines.append(f"\n  kind: {_kind_of(source)}    {source.__doc__}")
+        for name, field in source.model_fields.items():
+            if name == "kind":
+                continue
+            default = "required" if field.is_required() else f"default: {field.default}"
+            lines.append(f"    {name + ':':<15}{field.description} ({default})")
+    return "\n".join(lines)
 
 
 def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
@@ -256,27 +271,61 @@ def _explain(item: Json, source: str, overrides: Json) -> list[str]:
     """A validation error as: where, which value, what is allowed, nearest name."""
     if not item["loc"] and item["type"] == "value_error":  # settings that contradict one another
         return [f"{line}." for line in str(item["msg"]).removeprefix("Value error, ").split("\n")]
-    location = [part for part in item["loc"] if not str(part).startswith("function-")]
+    location = _settings_in(item["loc"])
     name = ".".join(str(part) for part in location)
     origin = "command line" if _lookup(overrides, location) is not MISSING else source
     if item["type"] == "extra_forbidden":
-        return [f"{name} ({origin}): no such setting.{_nearest(name)}"]
+        kind = next((kind for kind in KINDS if _kind_of(kind) in item["loc"]), None)
+        near = _nearest(name) if kind is None else _nearest_in(kind, str(location[-1]))
+        return [f"{name} ({origin}): no such setting.{near}"]
+    if item["type"].startswith("union_tag"):
+        kinds = ", ".join(_kind_of(kind) for kind in KINDS)
+        return [f"{name}.kind ({origin}): {item['input'].get('kind')!r} is none of {kinds}."]
     if item["type"] == "missing":
         return [f"{name}: missing; set it in {source} or with --{name} VALUE."]
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return [f"{name or 'settings'} ({origin}): {item['input']!r} {reason}."]
 
 
+def _settings_in(location: Sequence[Any]) -> list[Any]:
+    """The parts of a location that a user wrote: pydantic puts types and union tags between."""
+    kinds = {_kind_of(kind) for kind in KINDS}
+    written: list[Any] = []
+    for part in location:
+        is_tag = part in kinds and bool(written) and isinstance(written[-1], int)
+        if not is_tag and part not in ("str", "int") and not str(part).startswith("function-"):
+            written.append(part)
+    return written
+
+
+def _kind_of(source: type[BaseModel]) -> str:
+    """What stands in `kind` for a class of reward source."""
+    (kind,) = get_args(source.model_fields["kind"].annotation)
+    return str(kind)
+
+
+def _nearest_in(source: type[BaseModel], name: str) -> str:
+    """The closest setting of a kind of reward source."""
+    close = difflib.get_close_matches(name, source.model_fields, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]}?"
+    return f" Kind {_kind_of(source)} has {', '.join(sorted(source.model_fields))}."
+
+
 def _lookup(nested: Any, path: Sequence[Any]) -> Any:
     for part in path:
-        if not isinstance(nested, dict) or part not in nested:
+        try:
+            nested = nested[part]
+        except (KeyError, IndexError, TypeError):
             return MISSING
-        nested = nested[part]
     return nested
 
 
 def _nearest(name: str) -> str:
     """The closest setting: the whole dotted name first, then its last part in any section."""
+    section, _, last_part = name.rpartition(".")
+    if section == "reward" and any(last_part in kind.model_fields for kind in KINDS):
+        return f" It belongs to a source: reward.sources: [{{kind: ..., {last_part}: ...}}]."
     names = setting_names()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     if not close:

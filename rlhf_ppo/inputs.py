@@ -112,6 +112,6 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> dict[
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
     gold = inputs.gold
     if gold is not None and inputs.heldout_prompts:
-        problems += problem_of(lambda: gold.score(inputs.heldout_prompts[:1], [""]))
+        problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
     return sizes

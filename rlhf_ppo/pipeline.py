@@ -5,11 +5,13 @@ exists for the same settings is kept; for other settings the run stops and says 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.command_line import to_yaml
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
 from rlhf_ppo.console import quieten_libraries, say
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
@@ -23,6 +25,7 @@ from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.policy import save_policy
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.stamps import (
     FOLDERS,
     Stamp,
@@ -130,14 +133,19 @@ def _train_policy(
         sampling=sampling,
         processes=processes,
         gold=None if gold is None else monitor,
-        evaluate=lambda step: during_training(evaluator, shown),
+        evaluate=lambda progress: during_training(evaluator, shown, progress.sources),
     )
     progress = train_ppo(run)
     processes.stop_trackers()
     save_stage(
         folder,
         processes,
-        stamp | {"steps": progress.step},
+        # The moments: so that evaluation weighs the reward sources as the last step did.
+        stamp
+        | {
+            "steps": progress.step,
+            "moments": {name: asdict(found) for name, found in progress.sources.items()},
+        },
         lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
     )
 
@@ -150,8 +158,9 @@ def _evaluate(
     prompts = _encode_heldout(config, inputs, roles.tokenizer, processes)
     sampling = sampling_settings(config, roles)
     evaluator = Evaluator(config, roles, sampling, processes, inputs.gold)
-    policy_side = evaluator.policy_side(prompts)
-    reference_side = evaluator.reference_side(prompts)
+    moments = _moments_of(policy, config)
+    policy_side = evaluator.policy_side(prompts, moments)
+    reference_side = evaluator.reference_side(prompts, moments)
     summary = summarise(config, policy_side, reference_side)
     save_stage(
         folder,
@@ -163,6 +172,18 @@ def _evaluate(
         show_samples(prompts, policy_side, reference_side, config.evaluation.samples_shown)
         show_summary(summary)
         say(f"written to {folder}")
+
+
+def _moments_of(policy: Path, config: Config) -> dict[str, Moments]:
+    """What the last PPO step normalised each reward source by."""
+    saved = (read_stamp(policy) or {}).get("moments", {})
+    missing = [name for name in normalized_sources(config.reward) if name not in saved]
+    if missing:
+        raise UserError(
+            f"reward.sources[{missing[0]}].normalization: {policy} does not say by which mean and "
+            "deviation; it was not made by a run with this setting. Set it to none."
+        )
+    return {name: Moments(**found) for name, found in saved.items()}
 
 
 def _encode_heldout(
@@ -181,7 +202,7 @@ def _wanted(config: Config, stages: Sequence[str]) -> list[str]:
     skipped = set()
     if config.sft is None:
         skipped.add("sft")
-    if config.reward_model is None or config.reward.path is not None:
+    if config.reward_model is None:
         skipped.add("reward_model")
     wanted = [stage for stage in stages if stage not in skipped]
     if not wanted:
@@ -196,14 +217,16 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     folder = Path(config.output_dir)
     if config.sft is None and config.policy.path is None:
         problems.append("policy.path: missing; give a model, or an sft section to make one")
-    if config.reward_model is None and config.reward.path is None and "ppo" in stages:
+    untrained = trained_source(config.reward) if config.reward_model is None else None
+    if untrained is not None and "ppo" in stages:
         problems.append(
-            "reward.path: missing; give a reward model, or a reward_model section to train one"
+            f"reward.sources[{untrained.name}].path: missing; give a reward model, a reward_model "
+            "section to train one, or another kind of reward source"
         )
     if config.sft is not None and "sft" not in stages and not (folder / "sft").is_dir():
         problems.append(f"{folder / 'sft'}: not there yet; run scripts/sft.py first")
     needs_reward = {"ppo", "evaluation"} & set(stages)
-    made = config.reward.path is None and config.reward_model is not None
+    made = config.reward_model is not None
     missing = not (folder / "reward_model").is_dir()
     if made and needs_reward and "reward_model" not in stages and missing:
         problems.append(
@@ -211,7 +234,11 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
         )
     if "evaluation" in stages and "ppo" not in stages and not (folder / "policy").is_dir():
         problems.append(f"{folder / 'policy'}: not there yet; run scripts/ppo.py first")
-    given = {"policy.path": config.policy.path, "reward.path": config.reward.path}
+    given = {"policy.path": config.policy.path} | {
+        f"reward.sources[{name}].path": leaf.path
+        for name, leaf in leaves(config.reward.sources)
+        if isinstance(leaf, ModelSource)
+    }
     for setting, path in given.items():
         if path is not None:
             problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
@@ -273,7 +300,7 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
     folder = Path(config.output_dir)
     policy = folder / FOLDERS["ppo"]
     saved = 0
-    if check_stamp(policy, stamp, ignore=("steps",)):
+    if check_stamp(policy, stamp, ignore=("steps", "moments")):
         saved = int((read_stamp(policy) or {})["steps"])
     reached = saved
     found = list_checkpoints(folder / "checkpoints")

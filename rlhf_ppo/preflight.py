@@ -4,19 +4,24 @@ A run of hours should not stop at its last stage for something that its first se
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, FunctionSource, HttpSource, ModelSource, leaves
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
 from rlhf_ppo.data.template import Text, check_template
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.models.load import (
     check_same_vocabulary,
     check_stop_tokens,
     load_model_config,
     load_tokenizer,
 )
+from rlhf_ppo.rewards.classifier import output_of
+from rlhf_ppo.rewards.function import RewardFunction
+from rlhf_ppo.rewards.service import RewardService
+from rlhf_ppo.rewards.sources import setting_of
 
 
 def check_policy(
@@ -58,22 +63,47 @@ def check_policy(
 def check_reward(
     config: Config, policy: PreTrainedTokenizerBase | None, prompts: Sequence[Prompt]
 ) -> None:
-    """Try prompts on a reward model that is given.
+    """Try prompts on every reward source that is given; services and functions are asked once.
 
     Raises:
-        UserError: no tokenizer there, no chat template for messages, not one output, or a value
-            model that would not read the policy's tokens.
+        UserError: lists all that is wrong with models, functions and services.
     """
-    path = config.reward.path
-    if path is None:
-        return
-    tokenizer = load_tokenizer(path, "reward.path")
-    model = load_model_config(path, "reward.path")
-    if model is not None and model.num_labels != 1:
-        raise UserError(
-            f"reward.path: {path!r} has {model.num_labels} outputs; a reward model has one "
-            "(num_labels = 1). Train one from it with the reward_model section."
-        )
-    check_template(tokenizer, [prompt.text for prompt in prompts], "reward.path")
+    problems: list[str] = []
+    for name, leaf in leaves(config.reward.sources):
+        setting = setting_of(name)
+        match leaf:
+            case ModelSource(path=str()):
+                problems += problem_of(
+                    partial(_check_model, config, leaf, setting, policy, prompts)
+                )
+            case FunctionSource() if prompts:
+                problems += problem_of(partial(_check_function, leaf, setting, prompts))
+            case HttpSource() if prompts:
+                problems += problem_of(partial(RewardService(leaf, setting).check, prompts))
+    raise_all(problems)
+
+
+def _check_function(source: FunctionSource, setting: str, prompts: Sequence[Prompt]) -> None:
+    RewardFunction(source, setting).check(prompts)
+
+
+def _check_model(
+    config: Config,
+    source: ModelSource,
+    setting: str,
+    policy: PreTrainedTokenizerBase | None,
+    prompts: Sequence[Prompt],
+) -> None:
+    path = source.path or ""
+    tokenizer = load_tokenizer(path, f"{setting}.path")
+    model = load_model_config(path, f"{setting}.path")
+    if model is not None:
+        output_of(model, source, setting)
+        if config.value.model == "reward" and model.num_labels != 1:
+            raise UserError(
+                f"value.model = reward: {path!r} has {model.num_labels} outputs; a value model "
+                "starts from a reward model with one. Use value.model shared or policy."
+            )
+    check_template(tokenizer, [prompt.text for prompt in prompts], f"{setting}.path")
     if config.value.model == "reward" and policy is not None:
         check_same_vocabulary(policy, tokenizer, path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, EnsembleSource, FunctionSource, ModelSource, leaves
 from rlhf_ppo.data.loading import fingerprint
 from rlhf_ppo.errors import UserError
 
@@ -18,7 +18,7 @@ class ModelPaths:
     """Folders or hub ids of the models that a PPO run needs."""
 
     reference: str  # where the policy starts, and what the KL penalty refers to
-    reward: str
+    reward_model: str  # where the one that this run trains is, or will be
 
 
 FOLDERS = {
@@ -38,9 +38,7 @@ def model_paths(config: Config) -> ModelPaths:
     reference = config.policy.path or ""
     if config.sft is not None:
         reference = str(folder / FOLDERS["sft"])
-    return ModelPaths(
-        reference=reference, reward=config.reward.path or str(folder / FOLDERS["reward_model"])
-    )
+    return ModelPaths(reference=reference, reward_model=str(folder / FOLDERS["reward_model"]))
 
 
 def make_stamps(config: Config) -> dict[str, Stamp]:
@@ -60,8 +58,8 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
             "sft": settings["sft"],
             "demonstrations": data["demonstrations"],
         }
-    reward: Any = None if config.reward.path is None else _model(config.reward.path)
-    if config.reward_model is not None and config.reward.path is None:
+    reward: Any = None
+    if config.reward_model is not None:
         reward = {
             "seed": config.seed,
             "start": config.reward_model.init_from or start,
@@ -71,6 +69,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         }
     ppo = {name: value for name, value in settings.items() if name not in NOT_PPO}
     ppo.pop("reward_model")
+    ppo["reward"] = _reward(config, settings["reward"])
     ppo["ppo"] = {name: value for name, value in ppo["ppo"].items() if name != "steps"}
     ppo["hardware"] = {"mixed_precision": settings["hardware"]["mixed_precision"]}
     ppo["max_prompt_tokens"] = config.data.max_prompt_tokens
@@ -139,6 +138,23 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
 def _model(path: str) -> str:
     """A local model is known by its files, a hub model by its id."""
     return f"{path} {fingerprint(path)}" if Path(path).is_dir() else path
+
+
+def _reward(config: Config, settings: Stamp) -> Stamp:
+    """What decides a score: not how often a service is asked, nor how much failure is borne."""
+    sources = {}
+    for name, leaf in leaves(config.reward.sources):
+        source = leaf.model_dump(mode="json", exclude={"timeout", "retries", "batch_size"})
+        if isinstance(leaf, ModelSource) and leaf.path is not None:
+            source["path"] = _model(leaf.path)
+        if isinstance(leaf, FunctionSource):  # of a file, its bytes; what it imports is not seen
+            source["code"] = fingerprint(leaf.path.rpartition(":")[0])
+        sources[name] = source
+    for source_config in config.reward.sources:
+        if isinstance(source_config, EnsembleSource):
+            sources[source_config.name] = source_config.model_dump(exclude={"members"})
+    kept = {name: value for name, value in settings.items() if name != "max_failed"}
+    return kept | {"sources": sources}
 
 
 def _flatten(nested: Stamp, prefix: str = "") -> dict[str, Any]:

@@ -143,6 +143,11 @@ def make_config(**sections: Any) -> Config:
     return Config.model_validate({"output_dir": "unused", "logging": {"trackers": []}} | sections)
 
 
+def given_reward(path: str) -> dict[str, Any]:
+    """A reward section of one model that is given."""
+    return {"sources": [{"kind": "model", "path": path}]}
+
+
 def write_chat_data(folder: Path) -> dict[str, str]:
     """Demonstrations, preferences and prompts in chat form; returns the data section."""
 
@@ -197,3 +202,8 @@ def write_gpt2_models(folder: Path) -> dict[str, str]:
     for path in (policy, reward):
         tokenizer.save_pretrained(path)
     return {"policy": str(policy), "reward": str(reward)}
+
+
+def plain_prompts(*columns: dict[str, Any]) -> list[Prompt]:
+    """Prompts as text, one for each row of other columns."""
+    return [Prompt(row, f"test:{row}", f"prompt {row}", found) for row, found in enumerate(columns)]

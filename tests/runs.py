@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from helpers import byte_tokenizer, encoded_prompts, make_config, tiny_model
-from torch import Tensor
 
 from rlhf_ppo.algorithm.batch import TrainBatch
-from rlhf_ppo.config import Config
-from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.data.template import Text
+from rlhf_ppo.config import Config, leaves
+from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
 from rlhf_ppo.models.policy import FrozenPolicy, build_policy
+from rlhf_ppo.rewards.judgement import Score, as_score
+from rlhf_ppo.rewards.sources import Sources
 from rlhf_ppo.rollout.collect import Roles, collect, sample
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import sampling_noise
@@ -35,9 +35,9 @@ class PythonReward:
     def __init__(self, function: Callable[[str], float]) -> None:
         self.function = function
 
-    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """One score a response."""
-        return torch.tensor([float(self.function(str(text))) for text in responses])
+        return [as_score(self.function(text)) for text in responses]
 
 
 def make_run(
@@ -77,7 +77,7 @@ def assemble(
         policy=policy,
         policy_forward=wrapped,
         reference=FrozenPolicy(reference) if config.lora is None else None,
-        reward=PythonReward(reward),
+        reward=Sources([(leaves(config.reward.sources)[0][0], PythonReward(reward))]),
         tokenizer=tokenizer,
         autocast=processes.autocast,
     )
@@ -99,8 +99,8 @@ def rollout_batch(run: PpoRun) -> TrainBatch:
     config = run.config
     noise = sampling_noise(1, "test", 1, range(len(PROMPTS)), config.rollout.max_new_tokens)
     responses = sample(run.roles, PROMPTS, noise, run.sampling)
-    rollout = collect(run.roles, PROMPTS, responses, config.rollout.temperature, 10_000)
-    return make_train_batch(config, rollout, rollout.scores, config.kl.beta)
+    rollout, _ = collect(run.roles, PROMPTS, responses, config.rollout.temperature, 10_000)
+    return make_train_batch(config, rollout, rollout.source_scores[:, 0], config.kl.beta)
 
 
 def update_once(

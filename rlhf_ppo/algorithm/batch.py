@@ -63,14 +63,14 @@ class Responses(Rows):
 
 @dataclass(frozen=True)
 class Rollout(Rows):
-    """Responses and what the four models said of them; no gradients."""
+    """Responses and what models and reward sources said of them; no gradients."""
 
     responses: Responses
     logprobs: Tensor  # (B, R) float32, nats, under the policy that sampled
     ref_logprobs: Tensor  # (B, R) float32, nats, under the reference
     values: Tensor  # (B, R) float32, reward units
     entropy: Tensor  # (B, R) float32, nats
-    scores: Tensor  # (B,) float32, reward units
+    source_scores: Tensor  # (B, S) float32, reward units, of each reward source; NaN: missing
 
 
 @dataclass(frozen=True)

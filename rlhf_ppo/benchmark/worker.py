@@ -45,7 +45,7 @@ def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
     sections: dict[str, Any] = {
         "output_dir": "unused",
         "policy": {"path": str(assets / "policy")},
-        "reward": {"path": str(assets / "reward")},
+        "reward": {"sources": [{"kind": "model", "path": str(assets / "reward")}]},
         "rollout": {"batch_size": shape.batch, "max_new_tokens": shape.response},
         "ppo": {"epochs": EPOCHS, "minibatches": 1, "learning_rate": 1e-6},
         "logging": {"trackers": []},

@@ -8,12 +8,16 @@ from pydantic import model_validator
 
 from rlhf_ppo.config.base import CountOrZero, Settings
 from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, RolloutConfig
-from rlhf_ppo.config.models import (
-    LoraConfig,
-    PolicyConfig,
+from rlhf_ppo.config.models import LoraConfig, PolicyConfig, ScratchConfig, ValueConfig
+from rlhf_ppo.config.rewards import (
+    EnsembleSource,
+    FunctionSource,
+    HttpSource,
+    Leaf,
+    ModelSource,
     RewardConfig,
-    ScratchConfig,
-    ValueConfig,
+    leaves,
+    trained_source,
 )
 from rlhf_ppo.config.rules import contradictions
 from rlhf_ppo.config.run import (
@@ -30,11 +34,16 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "EnsembleSource",
     "EvaluationConfig",
+    "FunctionSource",
     "HardwareConfig",
+    "HttpSource",
     "KlConfig",
+    "Leaf",
     "LoggingConfig",
     "LoraConfig",
+    "ModelSource",
     "PolicyConfig",
     "PpoConfig",
     "RewardConfig",
@@ -44,6 +53,8 @@ __all__ = [
     "Settings",
     "SupervisedConfig",
     "ValueConfig",
+    "leaves",
+    "trained_source",
 ]
 
 

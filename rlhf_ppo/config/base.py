@@ -23,6 +23,7 @@ CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_real_number), Field(gt=0)]
 PositiveOrZero = Annotated[float, BeforeValidator(_real_number), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(_real_number), Field(ge=0, le=1)]
+BelowOne = Annotated[float, BeforeValidator(_real_number), Field(ge=0, lt=1)]
 AboveOne = Annotated[float, BeforeValidator(_real_number), Field(gt=1)]
 Number = Annotated[float, BeforeValidator(_real_number)]
 

@@ -1,8 +1,8 @@
-"""The roles: policy, value function, reward."""
+"""The models that are trained: policy and value function."""
 
 from typing import Literal
 
-from rlhf_ppo.config.base import Count, CountOrZero, Number, Positive, PositiveOrZero, Settings
+from rlhf_ppo.config.base import Count, Positive, PositiveOrZero, Settings
 
 
 class ScratchConfig(Settings):
@@ -61,32 +61,3 @@ class ValueConfig(Settings):
     """Peak learning rate of the value head or value model; null: `ppo.learning_rate`."""
     clip_range: PositiveOrZero | None = 0.2
     """New values stay within this distance of the old ones (reward units); null: no clipping."""
-
-
-class RewardConfig(Settings):
-    """What a response is worth."""
-
-    path: str | None = None
-    """Folder or hub id of a sequence-classification model with one output; empty: train one."""
-    max_tokens: Count = 2048
-    """A longer conversation is an error, never cut (tokens of the reward model's tokenizer)."""
-    batch_tokens: Count = 16384
-    """Tokens in one forward pass of the reward model."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the reward model's weights in memory."""
-    missing_stop_penalty: PositiveOrZero = 0.0
-    """Subtracted from the score of a response that did not end by itself (reward units)."""
-    missing_stop_score: Number | None = None
-    """If set, the whole score of a response that did not end by itself (reward units)."""
-    length_penalty: PositiveOrZero = 0.0
-    """Subtracted from the score for each token beyond `length_free_tokens` (reward units)."""
-    length_free_tokens: CountOrZero = 0
-    """Tokens of a response that the length penalty leaves alone."""
-    normalization: Literal["none", "center", "scale", "standardize"] = "none"
-    """Bring scores to mean 0 (center), to variance 1 (scale), or both (standardize)."""
-    normalization_from: Literal["reference", "running"] = "reference"
-    """Mean and variance of the reference's responses in the first step, or of all so far."""
-    clip_range: Positive | None = None
-    """Scores are held within this distance of 0, after normalization; null: never."""
-    whiten: bool = False
-    """Divide the rewards of a step (score and KL together) by their deviation; keep the mean."""

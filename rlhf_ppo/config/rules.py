@@ -6,6 +6,8 @@ Each message names the settings with their values, and the remedy.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rlhf_ppo.config.rewards import EnsembleSource, ModelSource, leaves, trained_source
+
 if TYPE_CHECKING:
     from rlhf_ppo.config import Config
 
@@ -15,6 +17,8 @@ WITHOUT_VALUES = ("reward_to_go", "rloo", "grpo", "reinforce_pp")
 def contradictions(config: "Config") -> Iterator[str]:
     """Every problem of a config as a whole."""
     yield from _of_reward(config)
+    yield from _of_sources(config)
+    yield from _of_models(config)
     yield from _of_advantage(config)
     yield from _of_update(config)
     kl = config.kl
@@ -48,6 +52,56 @@ def _of_reward(config: "Config") -> Iterator[str]:
         yield (
             "reward.normalization_from = running has no effect with reward.normalization = none; "
             "set that to center, scale or standardize"
+        )
+
+
+def _of_sources(config: "Config") -> Iterator[str]:
+    sources = config.reward.sources
+    groups = [("reward.sources", sources)] + [
+        (f"reward.sources[{source.name}].members", source.members)
+        for source in sources
+        if isinstance(source, EnsembleSource)
+    ]
+    for place, group in groups:
+        names = [source.name for source in group]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{place}: {names.count(name)} are called {name!r}; give each its own name"
+    if all(source.weight == 0 for source in sources):
+        yield "reward.sources: every weight is 0, so nothing is rewarded; give one a weight"
+    for source in sources:
+        place = f"reward.sources[{source.name}]"
+        if source.weight == 0 and source.normalization != "none":
+            yield f"{place}.normalization has no effect with weight = 0; remove it"
+        if not isinstance(source, EnsembleSource):
+            continue
+        for member in source.members:
+            if member.weight != 1:
+                yield (
+                    f"{place}.members[{member.name}].weight = {member.weight} has no effect in an "
+                    "ensemble; remove it, or make the member a source of its own"
+                )
+        if source.combine == "lower" and source.k is None:
+            yield f"{place}.k: missing; combine = lower needs it (standard deviations)"
+        if source.combine != "lower" and source.k is not None:
+            yield f"{place}.k = {source.k} has no effect with combine = {source.combine}; remove it"
+
+
+def _of_models(config: "Config") -> Iterator[str]:
+    models = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
+    if sum(model.path is None for model in models) > 1:
+        yield (
+            "reward.sources: two models without a path would be one and the same, the one that "
+            "this run trains; give a path"
+        )
+    if config.reward_model is not None and trained_source(config.reward) is None:
+        yield (
+            "reward_model: would train a model that no reward source uses; add the source "
+            "{kind: model} without a path to reward.sources, or set reward_model to null"
+        )
+    if config.value.model == "reward" and len(models) != 1:
+        yield (
+            f"value.model = reward with {len(models)} reward sources of kind model: it must be "
+            "clear which one to start from; use one, or set value.model to shared or policy"
         )
 
 

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from rlhf_ppo.algorithm.batch import Responses
+from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.config import Config
-from rlhf_ppo.data.prompts import EncodedPrompt
+from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
 from rlhf_ppo.evaluation.gold import GoldScorer, Parts
 from rlhf_ppo.evaluation.statistics import Estimate, bootstrap_mean, distinct_n, win_rate
 from rlhf_ppo.plan import judging_tokens
+from rlhf_ppo.rewards.combine import Weighed, weigh
+from rlhf_ppo.rewards.failures import check_failures
 from rlhf_ppo.rollout.collect import Roles, judge, response_texts, sample, sample_reference
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import derive_seed, sampling_noise
 from rlhf_ppo.training.distributed import Processes
 
 Summary = dict[str, Any]
+SourceMoments = dict[str, Moments]  # what reward sources are normalised by
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Side:
     """One model's responses to the held-out prompts, one entry a prompt."""
 
     texts: list[str]
-    scores: Tensor  # (N,) reward units
+    scores: Tensor  # (N,) reward units, NaN: missing
+    parts: dict[str, Tensor]  # (N,) of each reward source, before its normalization and weight
     gold: list[Parts]  # empty without a gold scorer
     lengths: list[float]  # tokens
     stopped: list[float]  # 1: ended by itself
@@ -50,15 +55,21 @@ class Evaluator:
     processes: Processes
     gold: GoldScorer | None
 
-    def policy_side(self, prompts: Sequence[EncodedPrompt]) -> Side:
-        """Sample the policy on held-out prompts and judge the responses."""
-        return self._side(prompts, of_policy=True)
+    def policy_side(self, prompts: Sequence[EncodedPrompt], moments: SourceMoments) -> Side:
+        """Sample the policy on held-out prompts and judge the responses.
 
-    def reference_side(self, prompts: Sequence[EncodedPrompt]) -> Side:
+        Raises:
+            UserError: more responses than `reward.max_failed` allows got no score.
+        """
+        return self._side(prompts, moments, of_policy=True)
+
+    def reference_side(self, prompts: Sequence[EncodedPrompt], moments: SourceMoments) -> Side:
         """The same for the reference, with the same sampling noise."""
-        return self._side(prompts, of_policy=False)
+        return self._side(prompts, moments, of_policy=False)
 
-    def _side(self, prompts: Sequence[EncodedPrompt], *, of_policy: bool) -> Side:
+    def _side(
+        self, prompts: Sequence[EncodedPrompt], moments: SourceMoments, *, of_policy: bool
+    ) -> Side:
         config, processes = self.config, self.processes
         mine = prompts[processes.share(len(prompts))]
         noise = sampling_noise(
@@ -73,18 +84,31 @@ class Evaluator:
         texts = response_texts(self.roles.tokenizer, responses.tokens)
         share = processes.share(len(prompts))
         asked = [item.prompt for item in prompts]
-        scores = self.roles.reward.score([p.text for p in asked[share]], texts[share])
+        weighed = self._weighed(asked[share], texts[share], moments)
         kl: list[float] = []
         if of_policy:
             kl = processes.gather_list(self._kl(responses.select(_rows(share))))
         return Side(
             texts=texts,
-            scores=torch.tensor(processes.gather_list(scores.tolist()), dtype=torch.float64),
+            scores=weighed.scores.double(),
+            parts={name: scores.double() for name, scores in weighed.parts.items()},
             gold=[] if self.gold is None else self.gold.score(asked, texts),
             lengths=responses.tokens.response_mask.sum(dim=1).double().tolist(),
             stopped=responses.stopped.double().tolist(),
             kl=kl,
         )
+
+    def _weighed(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], moments: SourceMoments
+    ) -> Weighed:
+        """What the reward sources say, of every process's share."""
+        reward, processes = self.config.reward, self.processes
+        with self.roles.autocast():
+            judgement = self.roles.reward.score(prompts, responses)
+        table = torch.tensor(processes.gather_list(judgement.scores.tolist()))
+        failures = processes.gather_list(judgement.failures)
+        check_failures(table, failures, reward.max_failed, "the evaluation")
+        return weigh(reward, table, moments, learn=False)
 
     def _kl(self, responses: Responses) -> list[float]:
         """Log-ratio of each response, nats: its mean is an unbiased KL estimate."""
@@ -100,11 +124,13 @@ class Evaluator:
         return ratios
 
 
-def during_training(evaluator: Evaluator, prompts: Sequence[EncodedPrompt]) -> dict[str, float]:
+def during_training(
+    evaluator: Evaluator, prompts: Sequence[EncodedPrompt], moments: SourceMoments
+) -> dict[str, float]:
     """A few numbers on held-out prompts, for `metrics.jsonl`."""
-    side = evaluator.policy_side(prompts)
+    side = evaluator.policy_side(prompts, moments)
     metrics = {
-        "heldout/score": float(side.scores.mean()),
+        "heldout/score": float(side.scores.nanmean()),
         "heldout/kl": sum(side.kl) / len(side.kl),
         "heldout/length": sum(side.lengths) / len(side.lengths),
         "heldout/stopped": sum(side.stopped) / len(side.stopped),
@@ -118,7 +144,10 @@ def summarise(config: Config, policy: Side, reference: Side) -> Summary:
     """`summary.json`: both sides and the win rates, each with a 95 % interval."""
     samples = config.evaluation.bootstrap_samples
     seed = derive_seed(config.seed, "bootstrap")
-    rates = {"score": win_rate(policy.scores, reference.scores, samples, seed)}
+    both = policy.scores.isfinite() & reference.scores.isfinite()
+    rates = {}
+    if bool(both.any()):  # of prompts whose two responses were scored
+        rates["score"] = win_rate(policy.scores[both], reference.scores[both], samples, seed)
     if policy.gold:
         rates["gold"] = win_rate(policy.gold_scores, reference.gold_scores, samples, seed)
     return {
@@ -156,7 +185,15 @@ def _side_summary(side: Side, samples: int, seed: int) -> Summary:
     def estimate(values: Sequence[float]) -> Estimate:
         return bootstrap_mean(values, samples, seed)
 
-    summary: Summary = {"score": estimate(side.scores.tolist())}
+    def of_scores(scores: Tensor) -> Estimate:
+        return estimate(scores[scores.isfinite()].tolist())
+
+    summary: Summary = {"score": of_scores(side.scores)}
+    failed = int((~side.scores.isfinite()).sum())
+    if failed:
+        summary["failed"] = failed
+    if len(side.parts) > 1:
+        summary["reward_parts"] = {name: of_scores(part) for name, part in side.parts.items()}
     if side.gold:
         summary["gold"] = estimate(side.gold_scores.tolist())
     summary |= {
@@ -177,7 +214,7 @@ def _side_summary(side: Side, samples: int, seed: int) -> Summary:
 def _sample(side: Side, index: int) -> Summary:
     sample: Summary = {
         "response": side.texts[index],
-        "score": float(side.scores[index]),
+        "score": _number(side.scores[index]),
         "length": int(side.lengths[index]),
         "stopped": bool(side.stopped[index]),
     }
@@ -186,6 +223,11 @@ def _sample(side: Side, index: int) -> Summary:
     if side.gold:
         sample["gold"] = side.gold[index]
     return sample
+
+
+def _number(score: Tensor) -> float | None:
+    """JSON knows no NaN."""
+    return float(score) if bool(score.isfinite()) else None
 
 
 def _rows(share: slice) -> Tensor:

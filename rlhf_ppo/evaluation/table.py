@@ -1,5 +1,6 @@
 """The result in the terminal: numbers before and after, and a few samples."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     for name in ("score", "gold", "length", "stopped", "distinct_2", "kl"):
         if name in policy:
             table.add_row(name, _interval(reference.get(name)), _interval(policy[name]))
-    for name, estimate in policy.get("gold_parts", {}).items():
-        table.add_row(
-            f"  gold: {name}", _interval(reference["gold_parts"][name]), _interval(estimate)
-        )
+    for title, parts in (("reward", "reward_parts"), ("gold", "gold_parts")):
+        for name, estimate in policy.get(parts, {}).items():
+            table.add_row(
+                f"  {title}: {name}", _interval(reference[parts][name]), _interval(estimate)
+            )
     for name, estimate in summary["win_rate"].items():
         table.add_row(f"win rate by {name}", "0.50", _interval(estimate))
     console.print(table)
@@ -49,7 +51,8 @@ def show_plan(lines: Sequence[tuple[str, str]]) -> None:
 
 
 def _show_answer(label: str, style: str, side: Side, index: int) -> None:
-    numbers = f"score {float(side.scores[index]):.2f}"
+    score = float(side.scores[index])
+    numbers = "no score" if math.isnan(score) else f"score {score:.2f}"
     if side.gold:
         numbers += f", gold {side.gold[index]['score']:.2f}"
     answer = Text(f"  {label:<7} ")

@@ -93,16 +93,17 @@ def load_causal_lm(path: str, dtype: str, setting: str) -> PreTrainedModel:
 def load_classifier(
     path: str, dtype: str, setting: str, *, new_head: bool = False
 ) -> PreTrainedModel:
-    """Load a sequence-classification model with one output.
+    """Load a sequence-classification model.
 
     Args:
         path: folder or hub id.
         dtype: of the weights.
         setting: for messages.
-        new_head: True when the head is about to be trained; otherwise it must be in the file.
+        new_head: True when a head of one output is about to be trained; otherwise the file must
+            hold it.
 
     Raises:
-        UserError: nothing to load, more than one output, or no trained head.
+        UserError: nothing to load, or no trained head.
     """
     check_model_path(path, setting)
     try:
@@ -119,11 +120,6 @@ def load_classifier(
         raise UserError(
             f"{setting}: cannot load a reward model from {path!r}: {_first_line(error)}"
         ) from error
-    if model.config.num_labels != 1:
-        raise UserError(
-            f"{setting}: {path!r} has {model.config.num_labels} outputs; a reward model has one "
-            "(num_labels = 1)."
-        )
     if not new_head and info["missing_keys"]:
         raise UserError(
             f"{setting}: {path!r} lacks the weights {sorted(info['missing_keys'])}; it is not a "

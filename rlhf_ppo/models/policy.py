@@ -169,7 +169,7 @@ tags: [rlhf, ppo]
 ---
 # {Path(config.output_dir).name}: policy
 
-A causal language model, fine-tuned by PPO on a learned reward with `rlhf_ppo`.
+A causal language model, fine-tuned by PPO with `rlhf_ppo`.
 
 | | |
 |---|---|

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.algorithm.batch import Responses, Rollout, TokenOutputs, Tokens
 from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.data.template import Text
 from rlhf_ppo.models.forward import Layout, lay_out, micro_batches
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead
+from rlhf_ppo.rewards.judgement import Failure, Reward
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
-
-
-class Reward(Protocol):
-    """Anything that scores responses, (B,) float32 on the CPU."""
-
-    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
-        """One score a response, reward units."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,8 @@ def collect(
     responses: Responses,
     temperature: float,
     budget: int,
-) -> Rollout:
-    """Judge sampled responses by policy, reference, value head and reward.
+) -> tuple[Rollout, list[Failure]]:
+    """Judge sampled responses by policy, reference, value head and reward sources.
 
     Args:
         roles: the models.
@@ -106,19 +98,23 @@ def collect(
         responses: to these prompts, in the same order.
         temperature: of the sampler.
         budget: tokens of one forward pass.
+
+    Returns:
+        The rollout, and why a score is missing where one is.
     """
     outputs, ref_logprobs = judge(roles, responses.tokens, temperature, budget)
     texts = response_texts(roles.tokenizer, responses.tokens)
     with roles.autocast():
-        scores = roles.reward.score([item.prompt.text for item in prompts], texts)
-    return Rollout(
+        judgement = roles.reward.score([item.prompt for item in prompts], texts)
+    rollout = Rollout(
         responses=responses,
         logprobs=outputs.logprobs,
         ref_logprobs=ref_logprobs,
         values=outputs.values,
         entropy=outputs.entropy,
-        scores=scores,
+        source_scores=judgement.scores,
     )
+    return rollout, judgement.failures
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[str]:

@@ -31,6 +31,7 @@ class Progress:
     kl_error: float = -1.0  # what the KL controller saw last; KL 0 is far below any target
     penalty: float = 1.0  # weight of KL(old || new), objective kl_penalty
     scores: Moments = field(default_factory=Moments)  # what scores are normalised by
+    sources: dict[str, Moments] = field(default_factory=dict)  # and those of each reward source
 
 
 def save_checkpoint(
@@ -77,8 +78,9 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        return Progress(**state | {"scores": Moments(**state["scores"])})
-    except (ValueError, TypeError, KeyError) as error:
+        sources = {name: Moments(**found) for name, found in state["sources"].items()}
+        return Progress(**state | {"scores": Moments(**state["scores"]), "sources": sources})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{checkpoint / STATE}: damaged or from another version ({error}). Remove this "
             "checkpoint folder to go on from the one before."

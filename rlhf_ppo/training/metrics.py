@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,18 +11,25 @@ import torch
 from rlhf_ppo.algorithm.batch import Rollout, TrainBatch
 from rlhf_ppo.algorithm.losses import LossSettings
 from rlhf_ppo.algorithm.masked import explained_variance
+from rlhf_ppo.rewards.combine import Weighed
+from rlhf_ppo.rewards.judgement import Failure
 from rlhf_ppo.training.update import UpdateStats
 
 Metrics = dict[str, float]
 
 
 def rollout_metrics(
-    rollout: Rollout, scores: torch.Tensor, batch: TrainBatch, with_values: bool
+    rollout: Rollout,
+    weighed: Weighed,
+    scores: torch.Tensor,
+    batch: TrainBatch,
+    with_values: bool,
 ) -> Metrics:
     """What the rollout says, before the update.
 
     Args:
-        rollout: of all processes.
+        rollout: of all processes, B responses.
+        weighed: what the reward sources said of them.
         scores: (B,), as the policy is paid them.
         batch: made from it.
         with_values: a value function is learnt.
@@ -31,8 +39,8 @@ def rollout_metrics(
     kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, zero).sum(dim=1)
     gap = torch.where(mask, rollout.logprobs - responses.sampling_logprobs, zero)
     metrics = {
-        "score/mean": float(rollout.scores.mean()),
-        "score/std": float(rollout.scores.std(unbiased=False)),
+        "score/mean": float(weighed.scores.mean()),
+        "score/std": float(weighed.scores.std(unbiased=False)),
         "score/shaped": float(scores.mean()),
         "kl/ref": float(kl.mean()),
         "policy/sampler_gap": float(gap.abs().max()),
@@ -43,6 +51,21 @@ def rollout_metrics(
         explained = explained_variance(batch.values, batch.returns, mask)
         metrics["value/explained_variance"] = float(explained)
     return metrics
+
+
+def source_metrics(weighed: Weighed, failures: Sequence[Failure], dropped: int) -> Metrics:
+    """What each reward source said, before its normalization and weight.
+
+    Args:
+        weighed: of the responses that all sources scored.
+        failures: the scores that are missing.
+        dropped: responses that left the batch for it.
+    """
+    metrics: Metrics = {}
+    for name, scores in weighed.parts.items():
+        metrics[f"reward/{name}/mean"] = float(scores.mean())
+        metrics[f"reward/{name}/failed"] = sum(failure.source == name for failure in failures)
+    return metrics | {"reward/dropped": dropped}
 
 
 def update_metrics(stats: UpdateStats, loss: LossSettings) -> Metrics:

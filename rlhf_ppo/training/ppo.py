@@ -16,6 +16,9 @@ from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.data.template import as_text
 from rlhf_ppo.plan import judging_tokens
+from rlhf_ppo.rewards.combine import weigh
+from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
+from rlhf_ppo.rewards.judgement import Failure
 from rlhf_ppo.rollout.collect import Roles, collect, response_texts, sample
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import generator, sampling_noise
@@ -34,9 +37,11 @@ from rlhf_ppo.training.metrics import (
     one_line,
     peak_memory_gib,
     rollout_metrics,
+    source_metrics,
     update_metrics,
 )
 from rlhf_ppo.training.train_batch import (
+    compared_responses,
     learns_values,
     loss_settings,
     make_controller,
@@ -59,7 +64,7 @@ class PpoRun:
     sampling: SamplingSettings
     processes: Processes
     gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
-    evaluate: Callable[[int], Metrics]  # on held-out prompts, called with the step
+    evaluate: Callable[[Progress], Metrics]  # on held-out prompts, called after a step
 
     @property
     def checkpoints(self) -> Path:
@@ -83,7 +88,7 @@ def train_ppo(run: PpoRun) -> Progress:
             progress, metrics, example = ppo_step(run, step, progress)
             last = step == steps
             if _due(config.evaluation.every, step) and not last:
-                metrics |= run.evaluate(step)
+                metrics |= run.evaluate(progress)
             processes.track(metrics, step)
             if processes.is_main:
                 append_metrics(run.metrics_file, metrics)
@@ -112,21 +117,21 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
 
     rows = step_rows(len(run.prompts), config.rollout.batch_size, step, config.seed)
     # Responses to one prompt are neighbours: that is where rloo and grpo look for them.
-    prompts = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
-    rollout = _collect_share(run, step, prompts, clock)
+    asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
+    rollout, prompts, failures = _collect_scored(run, step, asked, clock)
 
-    scores, moments = shape_scores(config.reward, rollout, progress.scores)
+    weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
+    scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
     batch = make_train_batch(config, rollout, scores, progress.beta)
 
-    factor = learning_rate_factor(config.ppo, step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+    factor = _set_learning_rate(run, step)
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss)
     penalty = _next_penalty(run, batch, progress.penalty)
     clock.lap("time/update")
 
-    metrics = rollout_metrics(rollout, scores, batch, learns_values(config))
+    metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
+    metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
     tokens = int(rollout.responses.tokens.response_mask.sum())
     controller = make_controller(config.kl, progress.beta, progress.kl_error)
     controller = controller.update(metrics["kl/ref"], len(prompts))
@@ -138,6 +143,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         kl_error=controller.error,
         penalty=penalty,
         scores=moments,
+        sources=weighed.moments,
     )
     texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
     if run.gold is not None:
@@ -154,7 +160,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
-    return after, metrics, _example(prompts[0], texts[0], float(rollout.scores[0]))
+    return after, metrics, _example(prompts[0], texts[0], float(weighed.scores[0]))
 
 
 def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
@@ -166,9 +172,29 @@ def learning_rate_factor(ppo: PpoConfig, step: int) -> float:
     return 1.0
 
 
+def _set_learning_rate(run: PpoRun, step: int) -> float:
+    """Give every group of parameters its rate in this step; returns the share of the peak."""
+    factor = learning_rate_factor(run.config.ppo, step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return factor
+
+
+def _collect_scored(
+    run: PpoRun, step: int, asked: Sequence[EncodedPrompt], clock: "_Clock"
+) -> tuple[Rollout, list[EncodedPrompt], list[Failure]]:
+    """The rollout of all processes and its prompts, without the responses that got no score."""
+    config = run.config
+    rollout, failures = _collect_share(run, step, asked, clock)
+    check_failures(rollout.source_scores, failures, config.reward.max_failed, f"step {step}")
+    kept = scored_rows(rollout.source_scores, compared_responses(config))
+    check_enough(len(kept), config.ppo.minibatches, run.processes.world, f"step {step}")
+    return rollout.select(kept), [asked[row] for row in kept.tolist()], failures
+
+
 def _collect_share(
     run: PpoRun, step: int, prompts: Sequence[EncodedPrompt], clock: "_Clock"
-) -> Rollout:
+) -> tuple[Rollout, list[Failure]]:
     """Each process samples and judges its share; the whole comes back on every one."""
     config, processes = run.config, run.processes
     share = processes.share(len(prompts))
@@ -185,8 +211,8 @@ def _collect_share(
     responses = sample(run.roles, mine, noise[share], run.sampling)
     clock.lap("time/rollout")
     budget = judging_tokens(config.ppo, processes.device.type)
-    rollout = collect(run.roles, mine, responses, config.rollout.temperature, budget)
-    whole = processes.gather(rollout)
+    rollout, failures = collect(run.roles, mine, responses, config.rollout.temperature, budget)
+    whole = processes.gather(rollout), processes.gather_list(failures)
     clock.lap("time/judge")
     return whole
 

@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
-from rlhf_ppo.config import Config, RewardModelConfig
+from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
 from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.template import check_template, encode_conversation
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import peft_config
-from rlhf_ppo.rollout.reward import RewardModel
+from rlhf_ppo.rewards.classifier import RewardModel
+from rlhf_ppo.rewards.judgement import Missing
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
@@ -48,7 +49,8 @@ def train_reward_model(
     """
     set_seed(config.seed % 2**32)  # the new head is drawn at random
     tokenizer = load_tokenizer(start, "reward_model.init_from")
-    model = load_classifier(start, config.reward.dtype, "reward_model.init_from", new_head=True)
+    source = trained_source(config.reward) or ModelSource()
+    model = load_classifier(start, source.dtype, "reward_model.init_from", new_head=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = _encode(preferences, tokenizer, settings.max_tokens, processes.is_main)
     arguments = training_arguments(config, settings, folder, processes.world)
@@ -78,7 +80,7 @@ def train_reward_model(
         history = "\n".join(json.dumps(entry) for entry in progress.history)
         (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
         if probes:
-            accuracy = probe(RewardModel(trained, tokenizer, config.reward), probes)
+            accuracy = probe(RewardModel(trained, tokenizer, source, "reward_model"), probes)
             (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
             shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
             say(f"reward model: right order on held-out pairs: {shown}")
@@ -109,13 +111,18 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
 
     Returns:
         For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
+        A pair that gets no score is left out, and said.
     """
     prompts = [pair.prompt for pair in probes]
-    chosen = model.score(prompts, [pair.chosen for pair in probes])
-    rejected = model.score(prompts, [pair.rejected for pair in probes])
+    chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
+    rejected = model.score_texts(prompts, [pair.rejected for pair in probes])
     margins: dict[str, list[float]] = defaultdict(list)
-    for pair, margin in zip(probes, (chosen - rejected).tolist(), strict=True):
-        margins[pair.kind].append(margin)
+    for pair, better, worse in zip(probes, chosen, rejected, strict=True):
+        if isinstance(better, Missing) or isinstance(worse, Missing):
+            missing = better if isinstance(better, Missing) else worse
+            say(f"reward model: left out a held-out pair, {missing}")
+            continue
+        margins[pair.kind].append(better - worse)
     result = {}
     for kind, values in sorted(margins.items()):
         differences = torch.tensor(values)

@@ -12,14 +12,13 @@ from rlhf_ppo.models.forward import check_output_layer
 from rlhf_ppo.models.load import (
     check_same_vocabulary,
     load_causal_lm,
-    load_classifier,
     load_tokenizer,
     stop_token_ids,
 )
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
+from rlhf_ppo.rewards.sources import load_sources
 from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.rollout.generation import SamplingSettings
-from rlhf_ppo.rollout.reward import RewardModel
 from rlhf_ppo.stamps import ModelPaths
 from rlhf_ppo.training.distributed import Processes
 
@@ -27,7 +26,7 @@ from rlhf_ppo.training.distributed import Processes
 def build_roles(
     config: Config, paths: ModelPaths, processes: Processes
 ) -> tuple[Roles, torch.optim.Optimizer]:
-    """Load the models for training: a fresh policy, its reference, the reward model.
+    """Load the models for training: a fresh policy, its reference, the reward sources.
 
     Raises:
         UserError: a model cannot be loaded or does not fit the others.
@@ -42,13 +41,15 @@ def build_roles(
         copy = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
         reference = FrozenPolicy(copy)
         reference.to(processes.device)
-    classifier = load_classifier(paths.reward, config.reward.dtype, "reward.path")
-    _move(classifier, processes)
-    reward_tokenizer = load_tokenizer(paths.reward, "reward.path")
-    if config.value.model == "reward":
-        check_same_vocabulary(tokenizer, reward_tokenizer, paths.reward)
+    reward = load_sources(config.reward, paths.reward_model, processes.device)
+    start_of_values = None
+    if config.value.model == "reward":  # rules.py: there is one model among the sources
+        found = reward.first_model()
+        if found is not None:
+            check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
+            start_of_values = found.model
     policy = build_policy(
-        lm, config.lora, config.value, classifier, config.policy.gradient_checkpointing
+        lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
     )
     optimizer = _make_optimizer(config, policy)
     policy.to(processes.device)
@@ -57,7 +58,7 @@ def build_roles(
         policy=policy,
         policy_forward=wrapped,
         reference=reference,
-        reward=RewardModel(classifier, reward_tokenizer, config.reward),
+        reward=reward,
         tokenizer=tokenizer,
         autocast=processes.autocast,
     )
@@ -67,19 +68,16 @@ def build_roles(
 def load_for_evaluation(
     config: Config, policy_path: str, paths: ModelPaths, processes: Processes
 ) -> Roles:
-    """Load a finished policy beside its reference and reward model; nothing is trained."""
+    """Load a finished policy beside its reference and reward sources; nothing is trained."""
     dtype, device = config.policy.dtype, processes.device
     lm = load_causal_lm(policy_path, dtype, "policy")
     policy = PolicyWithValueHead(lm).eval().requires_grad_(False).to(device)
     reference = FrozenPolicy(load_causal_lm(paths.reference, dtype, "policy.path")).to(device)
-    classifier = load_classifier(paths.reward, config.reward.dtype, "reward.path")
-    _move(classifier, processes)
-    reward_tokenizer = load_tokenizer(paths.reward, "reward.path")
     return Roles(
         policy=policy,
         policy_forward=_Autocast(policy, processes),
         reference=reference,
-        reward=RewardModel(classifier, reward_tokenizer, config.reward),
+        reward=load_sources(config.reward, paths.reward_model, device),
         tokenizer=load_tokenizer(paths.reference, "policy.path"),
         autocast=processes.autocast,
     )
@@ -107,10 +105,6 @@ class _Autocast(nn.Module):
     def forward(self, *arguments: object) -> object:
         with self.autocast():  # type: ignore[attr-defined]
             return self.module(*arguments)
-
-
-def _move(model: nn.Module, processes: Processes) -> None:
-    model.to(processes.device)
 
 
 def _make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:

@@ -29,12 +29,13 @@ from rlhf_ppo.config import Config, KlConfig, RewardConfig
 
 
 def shape_scores(
-    reward: RewardConfig, rollout: Rollout, moments: Moments
+    reward: RewardConfig, scores: Tensor, rollout: Rollout, moments: Moments
 ) -> tuple[Tensor, Moments]:
     """Scores as the policy is paid them: normalised, clipped, after the rules for bad lengths.
 
     Args:
         reward: settings.
+        scores: (B,) reward units, the weighted sum of the sources.
         rollout: of all processes, B responses.
         moments: of the scores before this step.
 
@@ -43,8 +44,8 @@ def shape_scores(
     """
     # In the first step the policy is the reference, so its scores are the reference's.
     if moments.count == 0 or reward.normalization_from == "running":
-        moments = moments.add(rollout.scores)
-    scores = normalize_scores(rollout.scores, moments, reward.normalization)
+        moments = moments.add(scores)
+    scores = normalize_scores(scores, moments, reward.normalization)
     scores = clip_scores(scores, reward.clip_range)
     scores = settle_unstopped(
         scores,
@@ -130,6 +131,12 @@ def loss_settings(config: Config, beta: float, penalty: float) -> LossSettings:
 def learns_values(config: Config) -> bool:
     """Whether the advantages need a value function."""
     return config.advantage.kind not in WITHOUT_VALUES
+
+
+def compared_responses(config: Config) -> int:
+    """Responses to one prompt that are compared with one another: 1 where each stands alone."""
+    compares = (*GROUPED, "reinforce_pp")
+    return config.rollout.samples_per_prompt if config.advantage.kind in compares else 1
 
 
 def make_controller(kl: KlConfig, beta: float, error: float) -> Controller:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cli import run_here, run_script, write_config
-from helpers import read_jsonl, write_plain_data
+from helpers import given_reward, read_jsonl, write_plain_data
 from safetensors.torch import load_file
 
 VOLATILE = ("time/", "throughput/", "memory/")
@@ -21,7 +21,7 @@ def make_config(folder: Path, models: dict[str, str], **sections: Any) -> Path:
         "output_dir": "run",
         "data": write_plain_data(folder),
         "policy": {"path": models["policy"]},
-        "reward": {"path": models["reward"]},
+        "reward": given_reward(models["reward"]),
         "rollout": {"batch_size": 6, "max_new_tokens": 8},
         "ppo": {"steps": 2, "epochs": 2, "minibatches": 3, "learning_rate": 0.001},
         "evaluation": {"every": 0, "bootstrap_samples": 100},

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 from cli import GOLD, run_here, run_script, tiny_sections, write_config
-from helpers import THINGS, byte_tokenizer, write_chat_data, write_jsonl, write_plain_data
+from helpers import (
+    THINGS,
+    byte_tokenizer,
+    given_reward,
+    write_chat_data,
+    write_jsonl,
+    write_plain_data,
+)
 
 
 @dataclass
@@ -28,6 +35,10 @@ class Case:
         """A section to change."""
         found: dict[str, Any] = self.settings.setdefault(name, {})
         return found
+
+    def source(self, kind: str = "model", **settings: Any) -> None:
+        """Make one reward source the only one."""
+        self.section("reward")["sources"] = [{"kind": kind} | settings]
 
     def append(self, source: str, line: str) -> None:
         """Add a line to a data file."""
@@ -58,7 +69,7 @@ def plain_case(folder: Path, models: dict[str, str]) -> Case:
     """PPO and evaluation, from given models."""
     data = {name: Path(path).name for name, path in write_plain_data(folder).items()}
     sections = {name: tiny_sections()[name] for name in ("rollout", "ppo", "evaluation")}
-    given = {"policy": {"path": models["policy"]}, "reward": {"path": models["reward"]}}
+    given = {"policy": {"path": models["policy"]}, "reward": given_reward(models["reward"])}
     return Case(folder, models, sections | given | {"output_dir": "run", "data": data})
 
 
@@ -122,13 +133,16 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
     ),
     "gold that raises on every call": (
         lambda c: c.gold("def score(prompts, responses, weight): return []"),
-        ["evaluation.gold", "gold.py:score", "TypeError", "topic"],
+        ["evaluation.gold", "gold.py:score", "needs the column 'weight'", "topic"],
     ),
     "nothing to start from": (
         lambda c: (c.settings.pop("sft"), c.settings.pop("policy")),
         ["policy.path: missing"],
     ),
-    "no reward": (lambda c: c.settings.pop("reward_model"), ["reward.path: missing"]),
+    "no reward": (
+        lambda c: c.settings.pop("reward_model"),
+        ["reward.sources[reward_model].path: missing"],
+    ),
     "stage without its section": (
         lambda c: (c.settings.pop("sft"), setattr(c, "script", "sft")),
         ["no section `sft`"],
@@ -179,8 +193,8 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         ["policy.path", "./models/none"],
     ),
     "no such reward folder": (
-        lambda c: c.section("reward").update(path="./models/none"),
-        ["reward.path", "./models/none"],
+        lambda c: c.source(path="./models/none"),
+        ["reward.sources[reward_model].path", "./models/none"],
     ),
     "folder without a model": (
         lambda c: ((c.folder / "empty").mkdir(), c.section("policy").update(path="empty")),
@@ -216,15 +230,146 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         ["rollout.stop_tokens", "<|stop|>"],
     ),
     "reward model that is none": (
-        lambda c: c.section("reward").update(path=c.models["policy"]),
-        ["reward.path", "gpt2_policy", "2 outputs"],
+        lambda c: c.source(path=c.models["policy"]),
+        ["reward.sources[reward_model].path", "gpt2_policy", "2 outputs", "0: LABEL_0", ".label"],
     ),
     "value model with another vocabulary": (
         lambda c: (
             c.section("value").update(model="reward"),
-            c.section("reward").update(path=other_vocabulary(c)),
+            c.source(path=other_vocabulary(c)),
         ),
         ["value.model", "vocabulary"],
+    ),
+}
+
+
+CODE = "def score(prompts, responses, **columns):\n    return [1 / len(r) for r in responses]\n"
+
+
+def with_reward(case: Case, code: str = CODE, **settings: Any) -> None:
+    """A Python reward as the only source."""
+    (case.folder / "reward.py").write_text(code, encoding="utf-8")
+    case.source("function", **{"path": "reward.py:score"} | settings)
+
+
+def with_sources(case: Case, *sources: dict[str, Any]) -> None:
+    """These sources alone."""
+    case.section("reward")["sources"] = list(sources)
+
+
+LENGTH = {"kind": "function", "path": "reward.py:score"}
+MEMBERS = [LENGTH | {"name": "one"}, LENGTH | {"name": "two"}]
+REWARDS: dict[str, tuple[Change, list[str]]] = {
+    "setting of a source outside of it": (
+        lambda c: c.section("reward").update(path="./models/reward"),
+        ["reward.path", "It belongs to a source", "reward.sources: [{kind: ..., path: ...}]"],
+    ),
+    "unknown kind of source": (
+        lambda c: c.source("functoin", path="reward.py:score"),
+        ["reward.sources.0.kind", "'functoin'", "model, function, http, ensemble"],
+    ),
+    "source without a kind": (
+        lambda c: with_sources(c, {"path": "reward.py:score"}),
+        ["reward.sources.0.kind", "none of model"],
+    ),
+    "typo in a source": (
+        lambda c: c.source("function", pth="reward.py:score"),
+        ["reward.sources.0.pth", "Did you mean path?", "reward.sources.0.path: missing"],
+    ),
+    "wrong type in a member": (
+        lambda c: c.source("ensemble", members=[LENGTH, LENGTH | {"weight": "much"}]),
+        ["1 problem in", "reward.sources.0.members.1.weight", "'much'"],
+    ),
+    "no source at all": (
+        lambda c: with_sources(c),
+        ["reward.sources", "needs 1 or more entries"],
+    ),
+    "reward file missing": (
+        lambda c: c.source("function", path="no/reward.py:score"),
+        ["reward.sources[function].path", "no such file: no/reward.py"],
+    ),
+    "reward function missing": (
+        lambda c: with_reward(c, "def other(): pass"),
+        ["reward.sources[function].path", "reward.py has no function 'score'"],
+    ),
+    "reward file that ends the program": (
+        lambda c: with_reward(c, "raise SystemExit(0)"),
+        ["reward.sources[function].path", "reward.py:1: SystemExit: 0"],
+    ),
+    "reward function that takes other arguments": (
+        lambda c: with_reward(c, "def score(texts): return [0.0]"),
+        ["reward.sources[function].path", "takes (texts)", "(prompts, responses, **columns)"],
+    ),
+    "reward function that needs a column": (
+        lambda c: with_reward(c, "def score(prompts, responses, answer): return [0.0]"),
+        ["needs the column 'answer'", "plain_prompts.jsonl:1"],
+    ),
+    "reward function that fails on silence": (
+        with_reward,
+        ["reward.py:2: ZeroDivisionError", "empty response", "plain_prompts.jsonl:1"],
+    ),
+    "reward function that returns one number": (
+        lambda c: with_reward(c, "def score(prompts, responses): return 0.5"),
+        ["reward.sources[function].path", "TypeError", "float"],
+    ),
+    "address that is none": (
+        lambda c: c.source("http", url="localhost:8000"),
+        ["reward.sources.0.url", "'localhost:8000'", "https?://"],
+    ),
+    "service that is not there": (
+        lambda c: c.source("http", url="http://127.0.0.1:9/"),
+        ["reward.sources[http].url", "http://127.0.0.1:9/", "refused", "Start the service"],
+    ),
+    "two sources of one name": (
+        lambda c: with_sources(c, LENGTH, LENGTH),
+        ["reward.sources: 2 are called 'function'"],
+    ),
+    "weights that pay nothing": (
+        lambda c: with_reward(c, weight=0, normalization="standardize"),
+        ["every weight is 0", "normalization has no effect with weight = 0"],
+    ),
+    "ensemble of one": (
+        lambda c: c.source("ensemble", members=[LENGTH]),
+        ["reward.sources.0.members", "needs 2 or more entries"],
+    ),
+    "weight of a member": (
+        lambda c: c.source("ensemble", members=[MEMBERS[0], MEMBERS[1] | {"weight": 2}]),
+        ["reward.sources[ensemble].members[two].weight = 2"],
+    ),
+    "lower bound without its width": (
+        lambda c: c.source("ensemble", members=MEMBERS, combine="lower"),
+        ["reward.sources[ensemble].k: missing"],
+    ),
+    "width without a lower bound": (
+        lambda c: c.source("ensemble", members=MEMBERS, combine="minimum", k=1),
+        ["reward.sources[ensemble].k = 1.0 has no effect with combine = minimum"],
+    ),
+    "reward model that no source uses": (
+        lambda c: c.settings.update(reward_model={}),
+        ["reward_model: would train a model that no reward source uses"],
+    ),
+    "two models that this run would train": (
+        lambda c: with_sources(c, {"kind": "model"}, {"kind": "model", "name": "b"}),
+        ["two models without a path"],
+    ),
+    "values from one of two models": (
+        lambda c: (
+            with_sources(
+                c, *({"kind": "model", "name": n, "path": c.models["reward"]} for n in "ab")
+            ),
+            c.section("value").update(model="reward"),
+        ),
+        ["value.model = reward with 2 reward sources"],
+    ),
+    "output that is not there": (
+        lambda c: c.source(path=c.models["reward"], label="POSITIVE"),
+        ["reward.sources[reward_model].label = 'POSITIVE'", "0: LABEL_0"],
+    ),
+    "all wrong at once": (
+        lambda c: with_sources(
+            c, LENGTH | {"path": "a.py:b"}, {"kind": "http", "url": "http://127.0.0.1:9/"}
+        ),
+        ["no such file: a.py", "http://127.0.0.1:9/ gave no scores"],
     ),
 }
 
@@ -272,7 +417,9 @@ def test_a_run_from_scratch_is_refused(
     check_refused(case, parts, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize(("change", "parts"), PLAIN.values(), ids=PLAIN.keys())
+@pytest.mark.parametrize(
+    ("change", "parts"), (PLAIN | REWARDS).values(), ids=(PLAIN | REWARDS).keys()
+)
 def test_a_run_from_given_models_is_refused(
     change: Change,
     parts: list[str],
@@ -370,11 +517,11 @@ def test_a_reward_that_is_not_a_number_stops_the_run_by_name(
     weights["score.weight"][:] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     case = plain_case(tmp_path, gpt2_models)
-    case.section("reward")["path"] = "./broken"
+    case.source(path="./broken")
     config = write_config(tmp_path / "config.yaml", case.settings)
     assert run_here("train", ["--config", config.name], tmp_path, monkeypatch) == 2
     error = capsys.readouterr().err
-    assert "reward model gave nan" in error and "Traceback" not in error
+    assert "reward.sources" in error and "the score is nan" in error and "Traceback" not in error
 
 
 def test_data_of_the_helpers_is_what_the_tables_count_on(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from runs import START, make_run
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rlhf_ppo.config import RewardConfig, ValueConfig
+from rlhf_ppo.config import ModelSource, ValueConfig
 from rlhf_ppo.models import packing
 from rlhf_ppo.models.forward import find_trunk, lay_out, sequence_states
 from rlhf_ppo.models.packing import enable_packing, packed_attention
 from rlhf_ppo.models.policy import build_policy
-from rlhf_ppo.rollout.reward import RewardModel
+from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.training.ppo import ppo_step
 from rlhf_ppo.training.roles import _make_optimizer
 
@@ -123,11 +123,11 @@ def test_scores_are_not_rounded() -> None:
     torch.manual_seed(0)
     shape = tiny_model("llama", len(tokenizer)).config.to_dict()
     model = LlamaForSequenceClassification(LlamaConfig.from_dict(shape | {"num_labels": 1}))
-    reward = RewardModel(model, tokenizer, RewardConfig())
+    reward = RewardModel(model, tokenizer, ModelSource(), "here")
     prompts, responses = ["what?"] * 6, ["a cat", "a dog", "no", "yes", "a boat", "a shoe"]
-    exact = reward.score(prompts, responses)
+    exact = torch.tensor(reward.score_texts(prompts, responses))
     with autocast():
-        found = reward.score(prompts, responses)
+        found = torch.tensor(reward.score_texts(prompts, responses))
     assert not torch.equal(found, exact), "its products are"
     assert not torch.equal(found, found.bfloat16().float())
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05)

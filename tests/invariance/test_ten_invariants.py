@@ -18,6 +18,7 @@ from helpers import (
     FAMILIES,
     byte_tokenizer,
     encoded_prompts,
+    given_reward,
     plain_logprobs,
     read_jsonl,
     tiny_model,
@@ -63,7 +64,7 @@ def test_1_kl_is_exactly_0_at_step_0_or_the_reference_is_not_the_start(
         "output_dir": "run",
         "data": write_plain_data(tmp_path),
         "policy": {"path": path},
-        "reward": {"path": gpt2_models["reward"]},
+        "reward": given_reward(gpt2_models["reward"]),
         "rollout": {"batch_size": 6, "max_new_tokens": 8},
         "ppo": {"steps": 2, "epochs": 1, "learning_rate": 0.01},
         "lora": None if start == "full" else {"rank": 2},
@@ -162,7 +163,7 @@ def test_5_a_pad_token_that_is_the_stop_token_changes_nothing(
     }
     found = []
     for name, models in (("stop", gpt2_models), ("letter", other)):
-        paths = {role: {"path": models[role]} for role in ("policy", "reward")}
+        paths = {"policy": {"path": models["policy"]}, "reward": given_reward(models["reward"])}
         config = write_config(tmp_path / f"{name}.yaml", settings | paths | {"output_dir": name})
         assert run_here("ppo", ["--config", str(config)], tmp_path, monkeypatch) == 0
         metrics = read_jsonl(tmp_path / name / "metrics.jsonl")
@@ -188,13 +189,13 @@ def test_7_advantages_are_whitened_over_all_processes_not_within_each() -> None:
     run = make_run(lambda text: text.count("e") * 3 + len(text), rollout=ROLLOUT, **RAGGED)
     noise = sampling_noise(1, "test", 1, range(len(PROMPTS)), 9)
     responses = sample(run.roles, PROMPTS, noise, run.sampling)
-    rollout = collect(run.roles, PROMPTS, responses, 1.0, 10_000)
-    batch = make_train_batch(run.config, rollout, rollout.scores, 0.05)
+    rollout, _ = collect(run.roles, PROMPTS, responses, 1.0, 10_000)
+    batch = make_train_batch(run.config, rollout, rollout.source_scores[:, 0], 0.05)
     kept = batch.advantages[batch.tokens.response_mask].double()
     assert float(kept.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(kept.var(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
     half = rollout.select(torch.arange(8))
-    alone = make_train_batch(run.config, half, half.scores, 0.05).advantages
+    alone = make_train_batch(run.config, half, half.source_scores[:, 0], 0.05).advantages
     width = alone.shape[1]
     assert not torch.allclose(alone, batch.advantages[:8, :width], atol=1e-2)
 

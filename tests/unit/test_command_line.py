@@ -57,17 +57,17 @@ def test_an_override_opens_a_section_that_the_file_leaves_out(file: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "value"),
+    ("words", "section", "name", "value"),
     [
-        (["--reward.missing_stop_score", "-1.5"], "missing_stop_score", -1.5),
-        (["--reward.missing_stop_score=-1"], "missing_stop_score", -1.0),
-        (["--reward.path", "runs/a=b: c"], "path", "runs/a=b: c"),
+        (["--reward.missing_stop_score", "-1.5"], "reward", "missing_stop_score", -1.5),
+        (["--reward.missing_stop_score=-1"], "reward", "missing_stop_score", -1.0),
+        (["--policy.path", "runs/a=b: c"], "policy", "path", "runs/a=b: c"),
     ],
 )
 def test_awkward_values_arrive_as_they_are(
-    file: Path, words: list[str], name: str, value: object
+    file: Path, words: list[str], section: str, name: str, value: object
 ) -> None:
-    assert getattr(load(file, *words).reward, name) == value
+    assert getattr(getattr(load(file, *words), section), name) == value
 
 
 def test_lists_are_given_in_yaml(file: Path) -> None:

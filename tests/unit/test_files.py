@@ -156,6 +156,28 @@ def test_a_setting_touches_the_stages_that_depend_on_it(
     assert {stage for stage in before if before[stage] != after[stage]} == stages
 
 
+def reward_stamp(folder: Path, code: str = "", **settings: Any) -> dict[str, Any]:
+    (folder / "r.py").write_text(code, encoding="utf-8")
+    sources = [
+        {"kind": "http", "url": "http://a/"} | settings,
+        {"kind": "function", "path": f"{folder}/r.py:f"},
+    ]
+    max_failed = settings.pop("max_failed", 0.0)
+    sources[0].pop("max_failed", None)
+    return make_stamps(make_config(reward={"sources": sources, "max_failed": max_failed}))["ppo"]
+
+
+def test_a_run_that_a_failing_service_stopped_may_go_on_with_more_patience(tmp_path: Path) -> None:
+    before = reward_stamp(tmp_path)
+    assert reward_stamp(tmp_path, timeout=99, retries=9, batch_size=1, max_failed=0.5) == before
+    for other in ({"weight": 2}, {"url": "http://b/"}, {"normalization": "standardize"}):
+        assert reward_stamp(tmp_path, **other) != before, other
+
+
+def test_a_reward_function_that_was_edited_is_another_reward(tmp_path: Path) -> None:
+    assert reward_stamp(tmp_path, "a = 1") != reward_stamp(tmp_path, "a = 2")
+
+
 def test_changed_data_touches_the_stages_that_read_it(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
     config = make_config(sft={}, data={"prompts": source, "demonstrations": source})

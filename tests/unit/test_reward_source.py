@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,21 @@ from helpers import byte_tokenizer, random_tokens, tiny_model
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from rlhf_ppo.config import RewardConfig, ValueConfig
+from rlhf_ppo.config import ModelSource, RewardConfig, ValueConfig
+from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import lay_out
 from rlhf_ppo.models.packing import takes_packed
 from rlhf_ppo.models.policy import build_policy
-from rlhf_ppo.rollout.reward import RewardModel
+from rlhf_ppo.rewards.classifier import RewardModel
+from rlhf_ppo.rewards.judgement import Missing
+from rlhf_ppo.rewards.sources import load_sources
 
 PROMPTS = ["the cat ", "the dog is on the boat ", "a "]
 RESPONSES = ["is red.", "and the boat is green.", "b"]
+
+
+def scores_of(reward: RewardModel, prompts: list[str], responses: list[str]) -> Tensor:
+    return torch.tensor(reward.score_texts(prompts, responses))
 
 
 @pytest.mark.parametrize("model_pad", [None, "<|endoftext|>", "#"])
@@ -41,9 +49,11 @@ def test_padding_is_what_the_models_pooling_takes_for_it(
         initializer_range=0.3,
         pad_token_id=None if model_pad is None else tokenizer.convert_tokens_to_ids(model_pad),
     )
-    reward = RewardModel(GPT2ForSequenceClassification(config), tokenizer, RewardConfig())
-    together = reward.score(PROMPTS, RESPONSES)
-    alone = torch.cat([reward.score([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    reward = RewardModel(GPT2ForSequenceClassification(config), tokenizer, ModelSource(), "here")
+    together = scores_of(reward, PROMPTS, RESPONSES)
+    alone = torch.cat(
+        [scores_of(reward, [p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    )
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert len(set(together.tolist())) == 3
 
@@ -97,8 +107,8 @@ def classifier(builders: dict[str, Callable[[int], Any]], family: str) -> Any:
     return builders[family](len(byte_tokenizer(chat=False))).eval()
 
 
-def reward_of(model: Any, config: RewardConfig | None = None) -> RewardModel:
-    return RewardModel(model, byte_tokenizer(chat=False), config or RewardConfig())
+def reward_of(model: Any, config: ModelSource | None = None) -> RewardModel:
+    return RewardModel(model, byte_tokenizer(chat=False), config or ModelSource(), "here")
 
 
 def own_score(model: Any, ids: list[int]) -> float:
@@ -128,10 +138,10 @@ def test_scores_of_texts_do_not_depend_on_packing_or_the_token_budget(family: st
     for budget in (1, 30, 10_000):
         for padded in (False, True):
             model = classifier(DECODERS, family)
-            reward = reward_of(model, RewardConfig(batch_tokens=budget))
+            reward = reward_of(model, ModelSource(batch_tokens=budget))
             if padded:
                 model.set_attn_implementation("sdpa")
-            scores = reward.score(PROMPTS, RESPONSES)
+            scores = scores_of(reward, PROMPTS, RESPONSES)
             expected = scores if expected is None else expected
             torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
@@ -214,3 +224,74 @@ def test_values_that_start_from_a_packed_reward_model_are_its_scores() -> None:
         prompt = tokens.prompt_ids[row, : tokens.prompt_lengths[row]].tolist()
         if prompt[-1] != PAD:  # the model's own pooling would look before it
             assert float(values[row, 0]) == pytest.approx(own_score(plain, prompt), abs=1e-4)
+
+
+TEMPLATE = (  # another order, other marks and another end than the policy's
+    "{{ '%' }}{% for m in messages %}{{ m['role'][0] + '#' + m['content'] + '~' }}{% endfor %}"
+)
+CHAT = [[{"role": "user", "content": text}] for text in ("what is red?", "a", "who is the cat?")]
+
+
+def judge_folder(folder: Path, labels: int) -> str:
+    """A classifier with a byte tokenizer that adds a mark of its own, and a chat template."""
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.pad_token = "%"
+    torch.manual_seed(3)
+    config = hf.LlamaConfig(
+        **GQA | {"vocab_size": len(tokenizer), "num_labels": labels, "max_position_embeddings": 99}
+    )
+    config.pad_token_id = tokenizer.pad_token_id
+    config.id2label = {number: f"grade {number}" for number in range(labels)}
+    config.label2id = {name: number for number, name in config.id2label.items()}
+    model = hf.LlamaForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def load(**settings: Any) -> RewardModel:
+    reward = RewardConfig.model_validate({"sources": [{"kind": "model"} | settings]})
+    found = load_sources(reward, "nowhere", torch.device("cpu")).first_model()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("labels", "label"), [(1, None), (3, 2), (3, "grade 0")])
+def test_a_judge_with_its_own_tokenizer_and_template_says_what_its_own_pipeline_says(
+    labels: int, label: int | str | None, tmp_path: Path
+) -> None:
+    """TRL fed the policy's token ids to the reward model."""
+    path = judge_folder(tmp_path / "judge", labels)
+    answers = ["it is red.", "no", "the dog, and not the cat."]
+    found = load(path=path, label=label).score_texts(CHAT, answers)
+    pipeline = hf.pipeline("text-classification", model=path, function_to_apply="none")
+    wanted = "grade 0" if label is None or label == "grade 0" else "grade 2"
+    for prompt, answer, score in zip(CHAT, answers, found, strict=True):
+        text = f"%u#{prompt[0]['content']}~a#{answer}~"  # the template, by hand
+        grades = {entry["label"]: entry["score"] for entry in pipeline(text, top_k=None)}
+        assert len(grades) == labels
+        assert score == pytest.approx(grades[wanted], abs=1e-5)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "said"),
+    [(3, None, "3 outputs"), (3, 3, "label = 3"), (3, "good", "'good'"), (1, "good", "grade 0")],
+)
+def test_an_output_that_is_not_chosen_or_not_there_is_refused(
+    labels: int, label: int | str | None, said: str, tmp_path: Path
+) -> None:
+    path = judge_folder(tmp_path / "judge", labels)
+    with pytest.raises(UserError) as caught:
+        load(path=path, label=label, name="judge")
+    assert said in str(caught.value) and "reward.sources[judge]" in str(caught.value)
+
+
+def test_a_conversation_that_is_too_long_is_missing_and_the_others_are_scored() -> None:
+    model = classifier(DECODERS, "llama")
+    texts = ["a", "a longer one", "b"]
+    whole = reward_of(model).score_texts(["x"] * 3, texts)
+    found = reward_of(model, ModelSource(max_tokens=6)).score_texts(["x"] * 3, texts)
+    assert found[0] == pytest.approx(whole[0]) and found[2] == pytest.approx(whole[2])
+    assert found[1] == Missing("the conversation has 14 tokens, more than max_tokens = 6")

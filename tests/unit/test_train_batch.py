@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -24,6 +23,7 @@ from rlhf_ppo.training.train_batch import (
 )
 
 ROWS = 6
+SCORES = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
 
 
 def rollout(seed: int = 0) -> Rollout:
@@ -40,23 +40,22 @@ def rollout(seed: int = 0) -> Rollout:
         stopped=torch.tensor([True, True, False, True, False, True]),
         prompt_rows=torch.arange(ROWS),
     )
-    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
-    return Rollout(responses, column(), column(), column(), column().abs(), scores)
+    return Rollout(responses, column(), column(), column(), column().abs(), SCORES[:, None])
 
 
 def shaped(found: Rollout, moments: Moments | None = None, **reward: Any) -> torch.Tensor:
     config = make_config(reward=reward)
-    return shape_scores(config.reward, found, moments or Moments())[0]
+    return shape_scores(config.reward, SCORES, found, moments or Moments())[0]
 
 
 def test_scores_pass_unchanged_by_default() -> None:
-    assert torch.equal(shaped(rollout()), rollout().scores)
+    assert torch.equal(shaped(rollout()), SCORES)
 
 
 def test_normalised_then_clipped_then_fined() -> None:
     found = rollout()
     lengths = found.responses.tokens.response_mask.sum(dim=1)
-    z = (found.scores - 4.0) / found.scores.std(unbiased=False)
+    z = (SCORES - 4.0) / SCORES.std(unbiased=False)
     wanted = z.clamp(-1, 1) - torch.tensor([0.0, 0, 2, 0, 2, 0])
     wanted = wanted - 0.5 * (lengths - 3).clamp(min=0)
     settings = {
@@ -79,11 +78,10 @@ def test_the_fixed_score_of_unstopped_responses_is_not_normalised() -> None:
 @pytest.mark.parametrize(("source", "second"), [("reference", 6.0), ("running", 5.0)])
 def test_moments_come_from_the_first_step_or_from_all(source: str, second: float) -> None:
     reward = make_config(reward={"normalization": "center", "normalization_from": source}).reward
-    first = rollout()
-    scores, moments = shape_scores(reward, first, Moments())
+    scores, moments = shape_scores(reward, SCORES, rollout(), Moments())
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-6)
-    later = replace(first, scores=torch.full((ROWS,), 10.0))  # the mean of all is then 7
-    scores, after = shape_scores(reward, later, moments)
+    later = torch.full((ROWS,), 10.0)  # the mean of all is then 7
+    scores, after = shape_scores(reward, later, rollout(), moments)
     assert scores.tolist() == pytest.approx([10.0 - (4.0 if source == "reference" else 7.0)] * ROWS)
     assert (after == moments) == (source == "reference")
     assert moments.count == ROWS and after.count in (ROWS, 2 * ROWS)
@@ -95,8 +93,8 @@ def test_the_kl_stands_in_the_reward_or_in_the_loss_and_never_in_both() -> None:
     mask = found.responses.tokens.response_mask
     for place, beta in (("reward", 0.3), ("loss", 0.0)):
         config = make_config(kl={"place": place}, **settings)
-        batch = make_train_batch(config, found, found.scores, 0.3)
-        rewards = shape_rewards(found.scores, found.logprobs, found.ref_logprobs, mask, beta)
+        batch = make_train_batch(config, found, SCORES, 0.3)
+        rewards = shape_rewards(SCORES, found.logprobs, found.ref_logprobs, mask, beta)
         _, returns = gae(rewards, found.values, mask, 1.0, 1.0)
         torch.testing.assert_close(batch.returns, returns)
         assert loss_settings(config, 0.3, 1.0).kl_coefficient == 0.3 - beta
@@ -106,8 +104,8 @@ def test_the_kl_stands_in_the_reward_or_in_the_loss_and_never_in_both() -> None:
 def test_returns_are_made_before_whitening() -> None:
     """Whitened advantages plus values would be targets in no unit at all."""
     found = rollout()
-    plain = make_train_batch(make_config(advantage={"whiten": False}), found, found.scores, 0.1)
-    white = make_train_batch(make_config(), found, found.scores, 0.1)
+    plain = make_train_batch(make_config(advantage={"whiten": False}), found, SCORES, 0.1)
+    white = make_train_batch(make_config(), found, SCORES, 0.1)
     assert torch.equal(plain.returns, white.returns)
     assert not torch.allclose(plain.advantages, white.advantages)
 
@@ -130,7 +128,7 @@ def test_whitening_follows_the_method_unless_told(
     config = make_config(
         advantage={"kind": kind, "whiten": whiten}, rollout={"samples_per_prompt": 3}
     )
-    batch = make_train_batch(config, rollout(), rollout().scores, 0.1)
+    batch = make_train_batch(config, rollout(), SCORES, 0.1)
     kept = batch.advantages[batch.tokens.response_mask]
     white = abs(float(kept.mean())) < 1e-5 and abs(float(kept.var(unbiased=False)) - 1) < 1e-4
     assert white == expected
@@ -141,9 +139,9 @@ def test_whitened_rewards_keep_their_mean() -> None:
     mask = found.responses.tokens.response_mask
     settings: dict[str, Any] = {"advantage": {"kind": "reward_to_go", "gamma": 0.0}}
     settings["advantage"]["whiten"] = False  # with gamma 0 the advantage is the token's reward
-    plain = make_train_batch(make_config(**settings), found, found.scores, 0.1).advantages[mask]
+    plain = make_train_batch(make_config(**settings), found, SCORES, 0.1).advantages[mask]
     config = make_config(reward={"whiten": True}, **settings)
-    white = make_train_batch(config, found, found.scores, 0.1).advantages[mask]
+    white = make_train_batch(config, found, SCORES, 0.1).advantages[mask]
     assert float(white.mean()) == pytest.approx(float(plain.mean()), abs=1e-5)
     assert float(white.var(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
 

@@ -1,16 +1,19 @@
 """What a response is worth: a sequence-classification model, read as its own pipeline reads it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_ppo.config import RewardConfig
+from rlhf_ppo.config import ModelSource
+from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.data.template import Text, check_template, encode_conversation
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import micro_batches
 from rlhf_ppo.models.packing import enable_packing, run_packed, takes_packed
+from rlhf_ppo.rewards.judgement import Missing, Score, as_score
 
 
 class RewardModel:
@@ -21,57 +24,65 @@ class RewardModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RewardConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        source: ModelSource,
+        setting: str,
     ) -> None:
-        """Freeze the model, make its pad token known to its pooling, pack its rows if it can."""
+        """Freeze the model, make its pad token known to its pooling, pack its rows if it can.
+
+        Raises:
+            UserError: several outputs and no label, or a label that is not there.
+        """
         self.model = model.eval().requires_grad_(False)
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = tokenizer.pad_token_id
         self.tokenizer = tokenizer
-        self.config = config
+        self.source, self.setting = source, setting
+        self.output = output_of(model.config, source, setting)
         # The model's, not the tokenizer's: its pooling looks for the last token that is not this.
         self.pad = int(self.model.config.pad_token_id or 0)
         if enable_packing(model, model.base_model):
             self._check_packing()
 
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
+        """One entry a response; see `score_texts`."""
+        return self.score_texts([prompt.text for prompt in prompts], responses)
+
     @torch.no_grad()
-    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
-        """Scores (B,) float32 on the CPU, reward units.
+    def score_texts(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Score]:
+        """One entry a response, missing where it is too long or the score is not finite.
 
         Raises:
-            UserError: chat messages without a chat template, a conversation longer than
-                `reward.max_tokens`, or a score that is not finite.
+            UserError: chat messages without a chat template, or one that refuses them.
         """
-        check_template(self.tokenizer, prompts, "reward.path")
+        check_template(self.tokenizer, prompts, f"{self.setting}.path")
         encoded = [
             encode_conversation(self.tokenizer, prompt, response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        lengths = torch.tensor([len(ids) for ids in encoded])
-        if int(lengths.max()) > self.config.max_tokens:
-            raise UserError(
-                f"reward.max_tokens: a conversation has {int(lengths.max())} tokens for the reward "
-                f"model, more than {self.config.max_tokens}. Raise it, or shorten prompts or "
-                "responses."
-            )
-        scores = torch.zeros(len(encoded))
-        for rows in micro_batches(lengths, self.config.batch_tokens):
-            scores[rows] = self._forward([encoded[row] for row in rows.tolist()])
-        if not bool(scores.isfinite().all()):
-            row = int((~scores.isfinite()).nonzero()[0])
-            raise UserError(
-                f"the reward model gave {float(scores[row])} for the response "
-                f"{responses[row]!r}. Check its weights and dtype (reward.dtype)."
-            )
-        return scores
+        limit = self.source.max_tokens
+        found: list[Score] = [
+            Missing(f"the conversation has {len(ids)} tokens, more than max_tokens = {limit}")
+            for ids in encoded
+        ]
+        short = [row for row, ids in enumerate(encoded) if len(ids) <= limit]
+        lengths = torch.tensor([len(encoded[row]) for row in short], dtype=torch.int64)
+        for group in micro_batches(lengths, self.source.batch_tokens):
+            rows = [short[place] for place in group.tolist()]
+            scores = self._forward([encoded[row] for row in rows])
+            for row, score in zip(rows, scores.tolist(), strict=True):
+                found[row] = as_score(score)
+        return found
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         fits = takes_packed(self.model.base_model, max(len(ids) for ids in encoded))
         outputs = self._packed(encoded) if fits else self._padded(encoded)
-        return outputs[:, 0].float().cpu()
+        return outputs[:, self.output].float().cpu()
 
     def _packed(self, encoded: list[list[int]]) -> Tensor:
-        """Outputs (B, 1): the head sees one token a conversation, the last that is not padding."""
+        """Outputs (B, L): the head sees one token a conversation, the last that is not padding."""
         lengths = tuple(len(ids) for ids in encoded)
         places, start = [], 0
         for ids in encoded:
@@ -88,7 +99,7 @@ class RewardModel:
         return outputs
 
     def _padded(self, encoded: list[list[int]]) -> Tensor:
-        """Outputs (B, 1) by the model's own forward pass and pooling."""
+        """Outputs (B, L) by the model's own forward pass and pooling."""
         width = max(len(ids) for ids in encoded)
         ids = torch.full((len(encoded), width), self.pad)
         mask = torch.zeros_like(ids)
@@ -114,3 +125,29 @@ class RewardModel:
             alike = False
         if not alike:
             self.model.set_attn_implementation("sdpa")
+
+
+def output_of(model: PretrainedConfig, source: ModelSource, setting: str) -> int:
+    """Which output of a model is the score.
+
+    Raises:
+        UserError: several outputs and no label, or a label that is not there.
+    """
+    labels: dict[Any, Any] = model.id2label or {}
+    count = int(model.num_labels or 0)  # a config may name more than there are
+    names = {int(n): str(name) for n, name in labels.items() if int(n) < count}
+    known = ", ".join(f"{number}: {names[number]}" for number in sorted(names))
+    if source.label is None:
+        if model.num_labels != 1:
+            raise UserError(
+                f"{setting}.path: {source.path!r} has {model.num_labels} outputs ({known}). Choose "
+                f"one by {setting}.label, by name or number; or train a reward model from it with "
+                "the reward_model section."
+            )
+        return 0
+    for number, name in names.items():
+        if source.label in (number, name):
+            return number
+    raise UserError(
+        f"{setting}.label = {source.label!r}: {source.path!r} has no such output, but {known}."
+    )

@@ -1,0 +1,1 @@
+"""Reward sources: models, Python functions, services; asked, weighed, missing scores settled."""

@@ -1,0 +1,71 @@
+"""What is said of a response: a score, or that there is none and why. Never a silent 0."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rlhf_ppo.data.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A response that a source did not score."""
+
+    reason: str
+
+
+Score = float | Missing
+
+
+class Source(Protocol):
+    """One thing that scores responses."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
+        """One entry a response, reward units."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One missing score, for the message that stops a run."""
+
+    source: str
+    where: str  # the prompt's row in its data
+    response: str
+    reason: str
+
+    def line(self) -> str:
+        """All of it on one line."""
+        return f"{self.source}, {self.where}, response {self.response[:200]!r}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What S sources say of B responses."""
+
+    scores: Tensor  # (B, S) float32, reward units, NaN: missing
+    failures: list[Failure]
+
+
+class Reward(Protocol):
+    """All that scores the responses of a run."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Judgement:
+        """The judgement of every source, one row a response."""
+        ...
+
+
+def as_score(value: Any) -> Score:
+    """A finite number as it is; everything else is missing, and says what it was."""
+    if value is None:
+        return Missing("no score (None)")
+    if isinstance(value, str | bytes):  # float() would read "1" and "nan"
+        return Missing(f"{value!r} is not a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return Missing(f"{value!r} is not a number")
+    return number if math.isfinite(number) else Missing(f"the score is {number}")
