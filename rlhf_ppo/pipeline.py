@@ -23,8 +23,10 @@ from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, w
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
-from rlhf_ppo.models.policy import save_policy
+from rlhf_ppo.models.lora import check_start, is_adapter
+from rlhf_ppo.models.save import save_policy
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.preflight import check_machine
 from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.stamps import (
     FOLDERS,
@@ -59,6 +61,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     sizes = check_inputs(config, stages, inputs)
     stamps = make_stamps(config)
     processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    check_machine(config, processes.device)
     plan = _check_sizes(config, stages, sizes, processes.world)
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
@@ -146,7 +149,9 @@ def _train_policy(
             "steps": progress.step,
             "moments": {name: asdict(found) for name, found in progress.sources.items()},
         },
-        lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
+        lambda target: save_policy(
+            roles.policy, tokenizer, config, paths.reference, sampling.stop_ids, target
+        ),
     )
 
 
@@ -242,6 +247,9 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     for setting, path in given.items():
         if path is not None:
             problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
+    start, lora = config.policy.path, config.lora
+    if start is not None and lora is not None and config.sft is None and is_adapter(start):
+        problems += problem_of(lambda: check_start(start, lora, "policy.path"))
     raise_all(problems)
 
 

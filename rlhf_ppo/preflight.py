@@ -6,6 +6,7 @@ A run of hours should not stop at its last stage for something that its first se
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, FunctionSource, HttpSource, ModelSource, leaves
@@ -13,6 +14,7 @@ from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
 from rlhf_ppo.data.template import Text, check_template
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.models.load import (
+    check_installed,
     check_same_vocabulary,
     check_stop_tokens,
     load_model_config,
@@ -22,6 +24,27 @@ from rlhf_ppo.rewards.classifier import output_of
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.service import RewardService
 from rlhf_ppo.rewards.sources import setting_of
+
+
+def check_machine(config: Config, device: torch.device) -> None:
+    """What the settings need is installed, and would do something on this machine.
+
+    Raises:
+        UserError: lists all that is missing or in vain.
+    """
+    problems: list[str] = []
+    if config.ppo.optimizer == "adamw_8bit":
+        what = "ppo.optimizer = adamw_8bit"
+        problems += problem_of(partial(check_installed, "bitsandbytes", what))
+    if config.policy.quantization is not None:
+        what = f"policy.quantization = {config.policy.quantization}"
+        problems += problem_of(partial(check_installed, "bitsandbytes", what))
+    if config.hardware.offload and device.type == "cpu":
+        problems.append(
+            "hardware.offload = true has no effect: this run computes on the CPU, where all models "
+            "are already. Set it to false."
+        )
+    raise_all(problems)
 
 
 def check_policy(

@@ -21,7 +21,7 @@ from rlhf_ppo.rollout.noise import sampling_noise
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.ppo import PpoRun
-from rlhf_ppo.training.roles import _make_optimizer
+from rlhf_ppo.training.roles import make_optimizer
 from rlhf_ppo.training.train_batch import loss_settings, make_train_batch
 from rlhf_ppo.training.update import UpdateStats, ppo_update
 
@@ -72,7 +72,7 @@ def assemble(
     """A run around given models, as `training/roles.py` makes it from folders."""
     processes = Processes(config)
     policy = build_policy(lm, config.lora, config.value, None, config.policy.gradient_checkpointing)
-    wrapped, optimizer = processes.prepare(policy, _make_optimizer(config, policy))
+    wrapped, optimizer = processes.prepare(policy, make_optimizer(config, policy))
     roles = Roles(
         policy=policy,
         policy_forward=wrapped,

@@ -71,7 +71,7 @@ def ppo_update(
                 optimizer.zero_grad()
                 return tally.finish()
             if not train_policy:
-                for parameter in policy.lm.parameters():
+                for parameter in policy.policy_parameters().values():
                     parameter.grad = None
             tally.add_step(processes.clip_grad_norm(policy_forward, ppo.max_grad_norm))
             optimizer.step()

@@ -20,7 +20,7 @@ from rlhf_ppo.models.packing import enable_packing, packed_attention
 from rlhf_ppo.models.policy import build_policy
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.training.ppo import ppo_step
-from rlhf_ppo.training.roles import _make_optimizer
+from rlhf_ppo.training.roles import make_optimizer
 
 LENGTHS = (3, 9, 9, 1, 6)
 BF16: dict[str, Any] = {"hardware": {"mixed_precision": "bf16", "cpu_threads": 1}}
@@ -166,7 +166,7 @@ def test_one_pass_of_the_optimizer_over_memory_gives_the_plain_ones_weights() ->
     for fused in (True, False):
         run = make_run(spread=0.3, ppo={"learning_rate": 1e-2, "weight_decay": 0.1})
         policy = run.roles.policy
-        optimizer = _make_optimizer(run.config, policy)
+        optimizer = make_optimizer(run.config, policy)
         for group in optimizer.param_groups:
             assert group["fused"]
             group["fused"] = fused

@@ -273,7 +273,7 @@ def reference_logprobs(run: PpoRun, batch: Any) -> Tensor:
         if roles.reference is not None:
             found: Tensor = roles.reference(layout, 1.0)
             return found
-        with roles.policy.without_adapter():
+        with roles.policy.as_reference():
             return roles.policy(layout, 1.0).logprobs  # type: ignore[no-any-return]
 
 
