@@ -45,6 +45,12 @@ class Inputs:
         pairs = [joined(item.prompt, item.chosen) for item in self.preferences + self.probes]
         return {"data.demonstrations": shown, "data.preferences": pairs}
 
+    @property
+    def texts(self) -> list[Text]:
+        """All that some model will read."""
+        asked = [prompt.text for prompts in self.prompts.values() for prompt in prompts]
+        return asked + [text for texts in self.conversations.values() for text in texts]
+
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     """Read all data that the stages need; every problem in one message."""

@@ -24,9 +24,9 @@ from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.lora import check_start, is_adapter
-from rlhf_ppo.models.save import save_policy
+from rlhf_ppo.models.save import find_values, save_policy
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
-from rlhf_ppo.preflight import check_machine
+from rlhf_ppo.preflight import assumptions, check_machine
 from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.stamps import (
     FOLDERS,
@@ -66,6 +66,9 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     finished = _check_folder(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_config(config))
+    if processes.is_main:
+        for line in assumptions(config, inputs.texts):
+            say(line)
     for stage in stages:
         if stage in finished:
             if processes.is_main:
@@ -250,6 +253,9 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     start, lora = config.policy.path, config.lora
     if start is not None and lora is not None and config.sft is None and is_adapter(start):
         problems += problem_of(lambda: check_start(start, lora, "policy.path"))
+    if start is not None and config.value.init == "saved":
+        own = config.value.model == "adapter"
+        problems += problem_of(lambda: find_values(start, needs_adapter=own))
     raise_all(problems)
 
 

@@ -11,15 +11,17 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, FunctionSource, HttpSource, ModelSource, leaves
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
-from rlhf_ppo.data.template import Text, check_template
+from rlhf_ppo.data.template import Text, assumed_template, check_template
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.models.load import (
+    adapter_outputs,
     check_installed,
     check_same_vocabulary,
     check_stop_tokens,
     load_model_config,
     load_tokenizer,
 )
+from rlhf_ppo.models.lora import is_adapter
 from rlhf_ppo.rewards.classifier import output_of
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.service import RewardService
@@ -47,6 +49,22 @@ def check_machine(config: Config, device: torch.device) -> None:
     raise_all(problems)
 
 
+def assumptions(config: Config, texts: Sequence[Text]) -> list[str]:
+    """What is assumed of the given tokenizers, one line each; `texts` is what they will read."""
+    paths = {"policy.path": config.policy.path}
+    if config.reward_model is not None:
+        paths["reward_model.init_from"] = config.reward_model.init_from
+    for name, leaf in leaves(config.reward.sources):
+        if isinstance(leaf, ModelSource):
+            paths[f"{setting_of(name)}.path"] = leaf.path
+    lines = []
+    for setting, path in paths.items():
+        if path is not None:
+            line = assumed_template(load_tokenizer(path, setting), setting, texts)
+            lines += [] if line is None else [line]
+    return lines
+
+
 def check_policy(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
@@ -59,7 +77,7 @@ def check_policy(
     Args:
         config: settings.
         tokenizer: of the policy.
-        model: its configuration; None for an adapter, whose positions are checked later.
+        model: its configuration, or None where that is checked later.
         prompts: by setting; those that responses are sampled for.
         conversations: by setting; demonstrations and preferences.
 
@@ -67,7 +85,7 @@ def check_policy(
         By setting: how many prompts are short enough.
 
     Raises:
-        UserError: no chat template for messages, no room for a response, unknown stop tokens.
+        UserError: messages that the template refuses, no room for a response, bad stop tokens.
     """
     check_stop_tokens(tokenizer, config.rollout.stop_tokens)
     for setting, texts in conversations.items():
@@ -120,13 +138,14 @@ def _check_model(
     path = source.path or ""
     tokenizer = load_tokenizer(path, f"{setting}.path")
     model = load_model_config(path, f"{setting}.path")
-    if model is not None:
-        output_of(model, source, setting)
-        if config.value.model == "reward" and model.num_labels != 1:
-            raise UserError(
-                f"value.model = reward: {path!r} has {model.num_labels} outputs; a value model "
-                "starts from a reward model with one. Use value.model shared or policy."
-            )
+    if is_adapter(path):
+        model.num_labels = adapter_outputs(path, f"{setting}.path")
+    output_of(model, source, setting)
+    if config.value.model == "reward" and model.num_labels != 1:
+        raise UserError(
+            f"value.model = reward: {path!r} has {model.num_labels} outputs; a value model "
+            "starts from a reward model with one. Use value.model shared or policy."
+        )
     check_template(tokenizer, [prompt.text for prompt in prompts], f"{setting}.path")
     if config.value.model == "reward" and policy is not None:
         check_same_vocabulary(policy, tokenizer, path)

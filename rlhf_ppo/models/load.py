@@ -56,16 +56,14 @@ def load_tokenizer(path: str, setting: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model_config(path: str, setting: str) -> PretrainedConfig | None:
-    """A model's own configuration; None for an adapter folder, which points to its base.
+def load_model_config(path: str, setting: str) -> PretrainedConfig:
+    """A model's own configuration; of an adapter folder, that of its base.
 
     Raises:
         UserError: nothing to load at `path`.
     """
-    if is_adapter(path):
-        return None
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(path)
+        found: PretrainedConfig = AutoConfig.from_pretrained(base_path(path, setting))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{setting}: cannot load the model configuration of {path!r}: {_first_line(error)}"
@@ -221,11 +219,14 @@ def check_model_path(path: str, setting: str) -> None:
     """A local folder must exist and hold a config.
 
     Raises:
-        UserError: `path` looks like a folder that is not there, or holds no model.
+        UserError: `path`, or the base of an adapter there, looks like a folder that is not there,
+            or holds no model.
     """
     folder = Path(path)
-    if folder.is_dir():
-        if not is_adapter(path) and not (folder / "config.json").is_file():
+    if is_adapter(path):
+        check_model_path(base_path(path, setting), f"{setting}, base of {path}")
+    elif folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise UserError(f"{setting}: {path} holds no config.json; it is not a model folder.")
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{setting}: no such model folder: {path}. Give a folder or a hub id.")

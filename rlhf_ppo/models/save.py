@@ -49,11 +49,15 @@ def save_policy(
     (folder / "README.md").write_text(_model_card(config, start), encoding="utf-8")
 
 
-def load_values(policy: PolicyWithValueHead, folder: str) -> None:
-    """Go on with the value function that an earlier run left beside its policy.
+def find_values(folder: str, *, needs_adapter: bool) -> Path:
+    """The file in which an earlier run left its value function.
+
+    Args:
+        folder: of that run's policy.
+        needs_adapter: the values stand on the base of that run by an adapter of their own.
 
     Raises:
-        UserError: none is there, or one of another `value.model`.
+        UserError: none is there, or the base has been merged with the policy's adapter.
     """
     file = Path(folder) / VALUE_FILE
     if not file.is_file():
@@ -61,12 +65,22 @@ def load_values(policy: PolicyWithValueHead, folder: str) -> None:
             f"value.init = saved: {folder} holds no {VALUE_FILE}, so no run left a value function "
             "there. Set value.init to new."
         )
-    if policy.value_adapter and not is_adapter(folder):
+    if needs_adapter and not is_adapter(folder):
         raise UserError(
             f"value.init = saved: the value adapter in {folder} belongs to the base of that run, "
             "which has taken in the policy's adapter since. Save it with lora.save = adapter, or "
             "set value.init to new."
         )
+    return file
+
+
+def load_values(policy: PolicyWithValueHead, folder: str) -> None:
+    """Go on with the value function that an earlier run left beside its policy.
+
+    Raises:
+        UserError: none is there, or one of another `value.model`.
+    """
+    file = find_values(folder, needs_adapter=policy.value_adapter)
     try:
         saved = load_file(file)
     except SafetensorError as error:

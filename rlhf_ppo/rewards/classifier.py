@@ -66,7 +66,7 @@ class RewardModel:
         """One entry a response, missing where it is too long or the score is not finite.
 
         Raises:
-            UserError: chat messages without a chat template, or one that refuses them.
+            UserError: the chat template refuses the messages.
         """
         check_template(self.tokenizer, prompts, f"{self.setting}.path")
         encoded = [

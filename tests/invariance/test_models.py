@@ -424,12 +424,12 @@ def test_evaluation_sees_the_policy_and_the_start_that_training_saw(
 def test_a_padded_batch_is_sampled_as_each_prompt_alone(
     family: str, written: dict[str, Folders]
 ) -> None:
-    """On the adapters too: the policy's and, with the adapter of the start, the reference's."""
+    """With an adapter and without."""
     folders = written[family]
     roles, _, _ = roles_of(config_of(folders.adapter, folders.reward, lora={}))
     settings = SamplingSettings(TOKENS, 1.0, (1,), 8)
     noise = sampling_noise(1, "test", 1, range(len(PROMPTS)), TOKENS)
-    for name in (POLICY, roles.policy.reference_adapter, None):
+    for name in (POLICY, None):
         with using_adapter(roles.policy.lm, name):
             together = generate(roles.policy.lm, PROMPTS, noise, settings)
             for row, prompt in enumerate(PROMPTS):
