@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli import run_here, tiny_sections, write_config
+from cli import run_here, run_script, tiny_sections, write_config
 from helpers import given_reward, read_jsonl, write_chat_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -80,6 +80,28 @@ def test_a_second_run_goes_on_with_policy_and_values_and_resumes_to_the_bit(
     before = load_file(first / "one" / "policy" / "adapter_model.safetensors")
     assert all(torch.equal(files[0][key], files[1][key]) for key in before)
     assert any(not torch.equal(files[0][key], before[key]) for key in before)
+
+
+def test_two_processes_train_both_adapters_as_one_does(first: Path) -> None:
+    settings = tiny_sections() | QUIET | {"data": write_chat_data(first)}
+    for stage in ("sft", "reward_model"):
+        settings.pop(stage)
+    settings |= {
+        "policy": {"path": "one/policy"},
+        "reward": given_reward("one/reward_model"),
+        "lora": {"save": "adapter"},
+        "value": {"model": "adapter", "init": "saved"},
+        "output_dir": "unused",
+    }
+    config = write_config(first / "both.yaml", settings)
+    found = []
+    for processes in (1, 2):
+        words = ("--output_dir", f"by_{processes}")
+        run_script("ppo", config, *words, processes=processes)
+        found.append(read_jsonl(first / f"by_{processes}" / "metrics.jsonl"))
+    for one, two in zip(*found, strict=True):
+        for name in ("score/mean", "kl/ref", "policy/loss", "value/loss", "grad_norm"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
 
 
 def test_full_fine_tuning_starts_from_an_adapter_merged_into_its_base(

@@ -438,3 +438,19 @@ def test_a_padded_batch_is_sampled_as_each_prompt_alone(
                 assert torch.equal(
                     together.tokens.response_ids[row, :width], alone.tokens.response_ids[0]
                 )
+
+
+@pytest.mark.parametrize("start", ["full", "fresh_lora", "trained_lora", "shared_base_trained"])
+def test_kl_is_exactly_0_in_bfloat16_too(start: str, written: dict[str, Folders]) -> None:
+    """Policy and reference go through one autocast, whoever wraps them."""
+    path, reward, sections = STARTS[start]
+    folders = written["llama"]
+    hardware = {"mixed_precision": "bf16", "cpu_threads": 1}
+    config = config_of(
+        getattr(folders, path), getattr(folders, reward), hardware=hardware, **sections
+    )
+    roles, optimizer, processes = roles_of(config)
+    rollout, stats = learn(config, roles, optimizer, processes)
+    assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
+    assert stats.ratio_first_error < 1e-2
+    assert differences(roles).abs().max() > 1e-3
