@@ -55,6 +55,12 @@ class Inputs:
         kept = [joined(item.prompt, item.completion) for item in self.ptx]
         return {"data.demonstrations": shown, "data.preferences": pairs, "ptx.data": kept}
 
+    @property
+    def texts(self) -> list[Text]:
+        """All that some model will read."""
+        asked = [prompt.text for prompts in self.prompts.values() for prompt in prompts]
+        return asked + [text for texts in self.conversations.values() for text in texts]
+
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     """Read all data that the stages need; every problem in one message."""

@@ -17,13 +17,13 @@ from rlhf_ppo.data.prompts import (
     check_room,
     encode_prompts,
 )
-from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.errors import GuardError, UserError
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs
-from rlhf_ppo.models.policy import save_policy
+from rlhf_ppo.models.save import save_policy
 from rlhf_ppo.plan import make_plan
+from rlhf_ppo.preflight import assumptions
 from rlhf_ppo.prepare import STAGES, finished_stages, prepare
 from rlhf_ppo.resources import check_memory
 from rlhf_ppo.rewards.combine import normalized_sources
@@ -64,7 +64,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
         check_memory(config, prepared.memory, processes.sharers)
     finished = finished_stages(config, stages, stamps)
     processes.wait()  # all have looked before one writes
-    processes.on_main(lambda: _write_start(config, inputs.report))
+    processes.on_main(lambda: _write_start(config, inputs))
     stopped = None
     for stage in stages:
         if stage in finished:
@@ -177,7 +177,9 @@ def _train_policy(
         folder,
         processes,
         stamp | reached,
-        lambda target: save_policy(roles.policy, tokenizer, config, paths.reference, target),
+        lambda target: save_policy(
+            roles.policy, tokenizer, config, paths.reference, sampling.stop_ids, target
+        ),
     )
     return stopped
 
@@ -238,12 +240,12 @@ def _encode_text(
     return rows
 
 
-def _write_start(config: Config, report: DataReport) -> None:
-    """What the run was told, and what it found in its data."""
-    for line in report.lines():
+def _write_start(config: Config, inputs: Inputs) -> None:
+    """What the run was told, what it found in its data, and what it assumes of its tokenizers."""
+    for line in [*inputs.report.lines(), *assumptions(config, inputs.texts)]:
         say(line)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = to_yaml(config.model_copy(update={"resume": False}))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
-    report.write(folder)
+    inputs.report.write(folder)

@@ -6,23 +6,64 @@ A run of hours should not stop at its last stage for something that its first se
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, FunctionSource, HttpSource, ModelSource, leaves
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
 from rlhf_ppo.data.report import TooLong
-from rlhf_ppo.data.template import Text, check_template
+from rlhf_ppo.data.template import Text, assumed_template, check_template
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.models.load import (
+    adapter_outputs,
+    check_installed,
     check_same_vocabulary,
     check_stop_tokens,
     load_model_config,
     load_tokenizer,
 )
+from rlhf_ppo.models.lora import is_adapter
 from rlhf_ppo.rewards.classifier import output_of
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.service import RewardService
 from rlhf_ppo.rewards.sources import setting_of
+
+
+def check_machine(config: Config, device: torch.device) -> None:
+    """What the settings need is installed, and would do something on this machine.
+
+    Raises:
+        UserError: lists all that is missing or in vain.
+    """
+    problems: list[str] = []
+    if config.ppo.optimizer == "adamw_8bit":
+        what = "ppo.optimizer = adamw_8bit"
+        problems += problem_of(partial(check_installed, "bitsandbytes", what))
+    if config.policy.quantization is not None:
+        what = f"policy.quantization = {config.policy.quantization}"
+        problems += problem_of(partial(check_installed, "bitsandbytes", what))
+    if config.hardware.offload and device.type == "cpu":
+        problems.append(
+            "hardware.offload = true has no effect: this run computes on the CPU, where all models "
+            "are already. Set it to false."
+        )
+    raise_all(problems)
+
+
+def assumptions(config: Config, texts: Sequence[Text]) -> list[str]:
+    """What is assumed of the given tokenizers, one line each; `texts` is what they will read."""
+    paths = {"policy.path": config.policy.path}
+    if config.reward_model is not None:
+        paths["reward_model.init_from"] = config.reward_model.init_from
+    for name, leaf in leaves(config.reward.sources):
+        if isinstance(leaf, ModelSource):
+            paths[f"{setting_of(name)}.path"] = leaf.path
+    lines = []
+    for setting, path in paths.items():
+        if path is not None:
+            line = assumed_template(load_tokenizer(path, setting), setting, texts)
+            lines += [] if line is None else [line]
+    return lines
 
 
 def check_policy(
@@ -37,7 +78,7 @@ def check_policy(
     Args:
         config: settings.
         tokenizer: of the policy.
-        model: its configuration; None for an adapter, whose positions are checked later.
+        model: its configuration, or None where that is checked later.
         prompts: by setting; those that responses are sampled for.
         conversations: by setting; demonstrations and preferences.
 
@@ -45,7 +86,7 @@ def check_policy(
         By setting the prompts that are too long, and the tokens of the longest other one.
 
     Raises:
-        UserError: no chat template for messages, no room for a response, unknown stop tokens.
+        UserError: messages that the template refuses, no room for a response, bad stop tokens.
     """
     check_stop_tokens(tokenizer, config.rollout.stop_tokens)
     for setting, texts in conversations.items():
@@ -98,13 +139,14 @@ def _check_model(
     path = source.path or ""
     tokenizer = load_tokenizer(path, f"{setting}.path")
     model = load_model_config(path, f"{setting}.path")
-    if model is not None:
-        output_of(model, source, setting)
-        if config.value.model == "reward" and model.num_labels != 1:
-            raise UserError(
-                f"value.model = reward: {path!r} has {model.num_labels} outputs; a value model "
-                "starts from a reward model with one. Use value.model shared or policy."
-            )
+    if is_adapter(path):
+        model.num_labels = adapter_outputs(path, f"{setting}.path")
+    output_of(model, source, setting)
+    if config.value.model == "reward" and model.num_labels != 1:
+        raise UserError(
+            f"value.model = reward: {path!r} has {model.num_labels} outputs; a value model "
+            "starts from a reward model with one. Use value.model shared or policy."
+        )
     check_template(tokenizer, [prompt.text for prompt in prompts], f"{setting}.path")
     if config.value.model == "reward" and policy is not None:
         check_same_vocabulary(policy, tokenizer, path)

@@ -9,7 +9,10 @@ from rlhf_ppo.console import quieten_libraries
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
+from rlhf_ppo.models.lora import check_start, is_adapter
+from rlhf_ppo.models.save import find_values
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
+from rlhf_ppo.preflight import check_machine
 from rlhf_ppo.resources import plan_memory
 from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
 from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
@@ -42,6 +45,7 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     quieten_libraries()
     checked = check_inputs(config, stages, inputs)
     processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    check_machine(config, processes.device)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
     memory = None
     if plan is not None and checked.policy is not None:
@@ -132,6 +136,12 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     for setting, path in given.items():
         if path is not None:
             problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
+    start, lora = config.policy.path, config.lora
+    if start is not None and lora is not None and config.sft is None and is_adapter(start):
+        problems += problem_of(lambda: check_start(start, lora, "policy.path"))
+    if start is not None and config.value.init == "saved":
+        own = config.value.model == "adapter"
+        problems += problem_of(lambda: find_values(start, needs_adapter=own))
     raise_all(problems)
 
 

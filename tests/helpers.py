@@ -12,6 +12,8 @@ from tensors import ragged_mask as ragged_mask
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -21,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from rlhf_ppo.algorithm.batch import Tokens
@@ -31,6 +35,7 @@ from rlhf_ppo.models.scratch import train_tokenizer
 COLOURS = ("red", "blue", "green", "pink", "grey", "black", "white", "brown")
 THINGS = ("cat", "dog", "boat", "tree", "house", "shoe", "lamp", "book")
 FAMILIES = ("llama", "gpt2", "neox")
+ARCHITECTURES = (*FAMILIES, "qwen3", "gemma2")
 
 
 def colour_texts() -> list[str]:
@@ -77,6 +82,27 @@ def tiny_model(family: str, vocabulary: int = 50, seed: int = 0, spread: float =
         special = {"bos_token_id": 1, "eos_token_id": 1}
         config = GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, **special, **common)
         model = GPT2LMHeadModel(config)
+    elif family in ("qwen3", "gemma2"):
+        kinds = {
+            "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+            "gemma2": (Gemma2Config, Gemma2ForCausalLM),  # soft caps: attention and logits
+        }
+        settings, kind = kinds[family]
+        model = kind(
+            settings(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                intermediate_size=48,
+                max_position_embeddings=64,
+                pad_token_id=0,
+                bos_token_id=None,
+                eos_token_id=1,
+                **common,
+            )
+        )
     else:
         model = GPTNeoXForCausalLM(
             GPTNeoXConfig(

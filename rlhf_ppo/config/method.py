@@ -85,6 +85,8 @@ class PpoConfig(Settings):
     """Tokens in one training forward pass on one process; null: 512 on a CPU, 8192 on a GPU."""
     judge_batch_tokens: Count | None = None
     """Tokens in one forward pass without gradients; null: 2048 on a CPU, 32768 on a GPU."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: moments in 8 bits, a quarter of the memory; needs `bitsandbytes`."""
     learning_rate: Positive = 1e-6
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"

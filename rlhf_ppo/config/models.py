@@ -28,24 +28,29 @@ class PolicyConfig(Settings):
     """The model that is tuned."""
 
     path: str | None = None
-    """Folder or hub id of a causal language model; empty: made from nothing by `scratch`."""
+    """Folder or hub id of a causal language model, or folder of an adapter; empty: `scratch`."""
     scratch: ScratchConfig | None = None
     """Shape of a model made from nothing, when `path` is empty."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in memory. Keep float32 for full fine-tuning: it holds small updates."""
+    quantization: Literal["4bit"] | None = None
+    """Hold the base of a LoRA run in 4 bits (QLoRA, needs `bitsandbytes`); null: as `dtype`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 class LoraConfig(Settings):
-    """Train low-rank adapters instead of all weights (needs far less memory)."""
+    """Train low-rank adapters instead of all weights (needs far less memory).
 
-    rank: Count = 16
-    """Rank of each adapter matrix."""
-    alpha: Positive = 32.0
-    """The adapter's output is scaled by alpha / rank."""
-    target_modules: tuple[str, ...] = ("all-linear",)
-    """Names of the layers that get an adapter; "all-linear" takes all but the output layer."""
+    A run whose `policy.path` is an adapter goes on with it, and is held to it as it was.
+    """
+
+    rank: Count | None = None
+    """Rank of each adapter matrix; null: 16, or that of the adapter the run starts from."""
+    alpha: Positive | None = None
+    """The adapter's output is scaled by alpha / rank; null: 32, or as in the starting adapter."""
+    target_modules: tuple[str, ...] | None = None
+    """Layers that get an adapter; null: all linear ones but the output layer, or as it was."""
     save: Literal["merged", "adapter"] = "merged"
     """What is left in policy/: a full model with the adapter merged in, or the adapter alone."""
 
@@ -53,8 +58,10 @@ class LoraConfig(Settings):
 class ValueConfig(Settings):
     """V(state), one number a token; unused where `advantage.kind` learns no value function."""
 
-    model: Literal["shared", "policy", "reward"] = "shared"
-    """A head on the policy's trunk, or a separate model started from the policy or the reward."""
+    model: Literal["shared", "adapter", "policy", "reward"] = "shared"
+    """A head on the policy's trunk, its own adapter on the base, or its own copy of a model."""
+    init: Literal["new", "saved"] = "new"
+    """saved: go on with the value function that an earlier run left in the folder `policy.path`."""
     coefficient: Positive = 0.1
     """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
     learning_rate: Positive | None = None

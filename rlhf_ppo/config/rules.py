@@ -20,6 +20,8 @@ def contradictions(config: "Config") -> Iterator[str]:
     yield from _of_reward(config)
     yield from _of_sources(config)
     yield from _of_models(config)
+    yield from _of_adapters(config)
+    yield from _of_memory(config)
     yield from _of_advantage(config)
     yield from _of_update(config)
     yield from _of_guard(config)
@@ -120,6 +122,55 @@ def _of_models(config: "Config") -> Iterator[str]:
         yield (
             f"value.model = reward with {len(models)} reward sources of kind model: it must be "
             "clear which one to start from; use one, or set value.model to shared or policy"
+        )
+
+
+def _of_adapters(config: "Config") -> Iterator[str]:
+    remedy = "add a lora section, or set it to"
+    if config.lora is None and config.value.model == "adapter":
+        yield f"value.model = adapter needs a base that is not trained itself; {remedy} shared"
+    made = config.reward_model
+    if config.lora is None and made is not None and made.save == "adapter":
+        yield f"reward_model.save = adapter: without lora there is no adapter; {remedy} merged"
+    if config.value.init == "saved":
+        if config.policy.path is None or config.sft is not None:
+            yield (
+                "value.init = saved: there is none, as the run makes its own starting model; set "
+                "policy.path to the policy/ folder of an earlier run and leave out sft, or set it "
+                "to new"
+            )
+        if config.advantage.kind in WITHOUT_VALUES:
+            yield (
+                f"value.init = saved has no effect with advantage.kind = {config.advantage.kind}, "
+                "which learns no value function; set it to new"
+            )
+
+
+def _of_memory(config: "Config") -> Iterator[str]:
+    if config.policy.quantization is not None:
+        what = f"policy.quantization = {config.policy.quantization}"
+        if config.lora is None:
+            yield f"{what}: 4 bits cannot be trained; add a lora section, or set it to null"
+        elif config.lora.save == "merged":
+            yield (
+                f"{what} with lora.save = merged: an adapter cannot be merged into 4 bits without "
+                "loss; set lora.save to adapter"
+            )
+        if config.sft is not None:
+            yield (
+                f"{what} with an sft section, whose result is merged; make the supervised model in "
+                "a run of its own and give it as policy.path"
+            )
+        if config.value.model == "policy":
+            yield (
+                f"{what} with value.model = policy: a copy in 4 bits cannot be trained; set "
+                "value.model to shared or adapter"
+            )
+    asked = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
+    if config.hardware.offload and config.lora is not None and not asked:
+        yield (
+            "hardware.offload = true has no effect: with lora the policy is its own reference, and "
+            "no reward source is a model; set it to false"
         )
 
 

@@ -109,6 +109,8 @@ class HardwareConfig(Settings):
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Autocast of forward passes; null: what `accelerate launch` was told."""
+    offload: bool = False
+    """Keep reference and reward models in the CPU's memory while they are not asked (GPU only)."""
     cpu_threads: CountOrZero = 0
     """Threads of one process on a CPU; 0: the machine's cores divided by its processes."""
 

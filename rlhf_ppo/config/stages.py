@@ -39,5 +39,7 @@ class RewardModelConfig(SupervisedConfig):
     """Weight of the (chosen + rejected)^2 term that keeps scores around 0."""
     init_from: str | None = None
     """Folder or hub id to start from; empty: the supervised model."""
+    save: Literal["merged", "adapter"] = "merged"
+    """With lora: a whole model, or the adapter alone, which PPO puts on the policy's own base."""
     order: Literal["shuffled", "file"] = "shuffled"
     """`file`: roughly the order of the file, for data that begins with its most telling pairs."""

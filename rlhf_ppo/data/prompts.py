@@ -99,7 +99,7 @@ def encode_prompts(
         The encoded prompts, and those that were dropped.
 
     Raises:
-        UserError: no chat template for messages, or nothing is left.
+        UserError: the chat template refuses the messages, or nothing is left.
     """
     check_template(tokenizer, [prompt.text for prompt in prompts], setting)
     encoded = [EncodedPrompt(p, tuple(encode_prompt(tokenizer, p.text))) for p in prompts]

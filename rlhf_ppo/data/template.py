@@ -12,6 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.errors import UserError
 
+# For a tokenizer without a template: words that any model can read, no new tokens. An encoder's
+# class token and a model's begin token stand first, as the tokenizer would put them around a text.
+DEFAULT_TEMPLATE = (
+    "{%- if cls_token is defined and cls_token -%}{{- cls_token -}}"
+    "{%- elif bos_token is defined and bos_token and bos_token != eos_token -%}"
+    "{{- bos_token -}}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- message['role'] | capitalize ~ ':\\n' ~ message['content'] -}}"
+    "{%- if message['role'] != 'assistant' -%}{{- '\\n\\n' -}}"
+    "{%- elif eos_token is defined and eos_token -%}{{- eos_token -}}"
+    "{%- else -%}{{- sep_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
+)
+
 Message = dict[str, str]
 Text = str | list[Message]
 
@@ -19,15 +34,13 @@ Text = str | list[Message]
 def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], where: str) -> None:
     """Make sure that conversational data meets a chat template that takes its roles.
 
+    A tokenizer without a template gets the default one, which is saved with the model.
+
     Raises:
-        UserError: messages, but no template, or a template that refuses them.
+        UserError: a template that refuses the messages.
     """
     if tokenizer.chat_template is None and any(not isinstance(text, str) for text in texts):
-        raise UserError(
-            f"{where}: holds chat messages, but the tokenizer {tokenizer.name_or_path!r} has no "
-            "chat template. Add a chat_template to the tokenizer, or give plain strings and leave "
-            "them so: data.to_chat = never, no data.system_prompt."
-        )
+        tokenizer.chat_template = DEFAULT_TEMPLATE
     # Templates refuse orders of roles, not words: one conversation of each order is enough.
     orders = {
         tuple(message["role"] for message in text): text
@@ -36,6 +49,26 @@ def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], wh
     }
     for text in orders.values():
         _render(tokenizer, text, add_generation_prompt=False)
+
+
+def assumed_template(
+    tokenizer: PreTrainedTokenizerBase, setting: str, texts: Sequence[Text]
+) -> str | None:
+    """How messages will be written for a tokenizer that does not say, in a line for a person.
+
+    Args:
+        tokenizer: as it was loaded.
+        setting: that names it.
+        texts: what it will be given.
+    """
+    if tokenizer.chat_template is not None or all(isinstance(text, str) for text in texts):
+        return None
+    end = tokenizer.eos_token or tokenizer.sep_token
+    return (
+        f"{setting}: the tokenizer has no chat template, so messages are written as "
+        f"'User:\\n...\\n\\nAssistant:\\n...{end}'. To have another form, set chat_template in the "
+        f"tokenizer_config.json of {tokenizer.name_or_path}."
+    )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:

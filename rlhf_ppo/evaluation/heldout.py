@@ -103,7 +103,8 @@ class Evaluator:
     ) -> Weighed:
         """What the reward sources say, of every process's share."""
         reward, processes = self.config.reward, self.processes
-        judgement = self.roles.reward.score(prompts, responses)
+        with self.roles.autocast():
+            judgement = self.roles.reward.score(prompts, responses)
         table = torch.tensor(processes.gather_list(judgement.scores.tolist()))
         failures = processes.gather_list(judgement.failures)
         check_failures(table, failures, reward.max_failed, "the evaluation")

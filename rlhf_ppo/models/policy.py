@@ -1,24 +1,28 @@
 """The policy with its value head, and the frozen reference."""
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import peft
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import TokenOutputs
-from rlhf_ppo.config import Config, LoraConfig, ValueConfig
+from rlhf_ppo.config import LoraConfig, ValueConfig
 from rlhf_ppo.models.forward import Layout, find_trunk, hidden_states, spread, token_logprobs
-from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.lora import (
+    REFERENCE,
+    VALUE,
+    adapter_parameters,
+    checkpoint_contexts,
+    copy_policy_adapter,
+    peft_config,
+    using_adapter,
+)
 from rlhf_ppo.models.packing import enable_packing
-
-VALUE_HEAD_FILE = "value_head.safetensors"
 
 
 class PolicyWithValueHead(nn.Module):
@@ -31,11 +35,15 @@ class PolicyWithValueHead(nn.Module):
         """Join a language model and a zero-initialised value head.
 
         Args:
-            lm: causal language model, perhaps with LoRA adapters.
+            lm: causal language model, perhaps with LoRA adapters; one called `VALUE` serves the
+                values, one called `REFERENCE` is what the policy is held to.
             value_trunk: a separate trunk for the values; None: they share the policy's.
         """
         super().__init__()
         self.lm = lm
+        adapters: Any = getattr(lm, "peft_config", {})
+        self.value_adapter = VALUE in adapters
+        self.reference_adapter = REFERENCE if REFERENCE in adapters else None
         self.value_trunk = value_trunk
         enable_packing(base_model(lm), find_trunk(base_model(lm)))
         if value_trunk is not None:
@@ -64,6 +72,9 @@ class PolicyWithValueHead(nn.Module):
         )
         if self.value_trunk is not None:
             states = hidden_states(self.value_trunk, layout)
+        elif self.value_adapter:
+            with using_adapter(self.lm, VALUE):
+                states = hidden_states(find_trunk(base), layout)
         with torch.autocast(states.device.type, enabled=False):  # so small a layer keeps float32
             values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
         return TokenOutputs(
@@ -72,11 +83,27 @@ class PolicyWithValueHead(nn.Module):
             entropy=spread(entropy, layout.mask),
         )
 
-    def without_adapter(self) -> AbstractContextManager[Any]:
-        """A context in which LoRA adapters are off, so that the model is its own reference."""
-        disable: Callable[[], AbstractContextManager[Any]] | None
-        disable = getattr(self.lm, "disable_adapter", None)
-        return nullcontext() if disable is None else disable()
+    def as_reference(self) -> AbstractContextManager[Any]:
+        """A context in which a policy with LoRA is its own reference.
+
+        That is its base without an adapter, or with the frozen copy of the one it started from.
+        """
+        return using_adapter(self.lm, self.reference_adapter)
+
+    def reference_logprobs(self, layout: Layout, temperature: float) -> Tensor:
+        """Log-probabilities of the response tokens under that reference, (B, R) float32, nats."""
+        with self.as_reference():
+            return _logprobs(base_model(self.lm), layout, temperature)
+
+    def value_parameters(self) -> dict[str, nn.Parameter]:
+        """What belongs to the value function alone, by name."""
+        own = {k: p for k, p in self.named_parameters() if not k.startswith("lm.")}
+        return own | {f"lm.{k}": p for k, p in adapter_parameters(self.lm, VALUE).items()}
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """All others, by name."""
+        of_value = self.value_parameters()
+        return {k: p for k, p in self.named_parameters() if k not in of_value}
 
 
 class FrozenPolicy(nn.Module):
@@ -86,13 +113,12 @@ class FrozenPolicy(nn.Module):
         """Freeze `lm`, which must not share weights with what is trained."""
         super().__init__()
         self.lm = lm.eval().requires_grad_(False)
-        enable_packing(self.lm, find_trunk(self.lm))
+        base = base_model(self.lm)
+        enable_packing(base, find_trunk(base))
 
     def forward(self, layout: Layout, temperature: float) -> Tensor:
         """Log-probabilities of the response tokens, (B, R) float32, nats."""
-        states = hidden_states(find_trunk(self.lm), layout)
-        logprobs, _ = token_logprobs(self.lm, states, layout.targets, temperature)
-        return spread(logprobs, layout.mask)
+        return _logprobs(base_model(self.lm), layout, temperature)
 
 
 def base_model(lm: Any) -> PreTrainedModel:
@@ -101,8 +127,14 @@ def base_model(lm: Any) -> PreTrainedModel:
     return inner
 
 
+def _logprobs(lm: PreTrainedModel, layout: Layout, temperature: float) -> Tensor:
+    states = hidden_states(find_trunk(lm), layout)
+    logprobs, _ = token_logprobs(lm, states, layout.targets, temperature)
+    return spread(logprobs, layout.mask)
+
+
 def build_policy(
-    lm: PreTrainedModel,
+    lm: PreTrainedModel | peft.PeftModel,
     lora: LoraConfig | None,
     value: ValueConfig,
     reward_model: PreTrainedModel | None,
@@ -111,81 +143,50 @@ def build_policy(
     """Assemble the policy from a loaded model.
 
     Args:
-        lm: the starting point, which becomes the policy.
+        lm: the starting point, which becomes the policy; with an adapter, that one is trained on.
         lora: train adapters instead of all weights.
         value: where the values come from.
         reward_model: needed when the value model starts from it.
         gradient_checkpointing: recompute activations in the backward pass.
     """
-    value_trunk, head_weight = None, None
-    if value.model == "policy":
-        value_trunk = copy.deepcopy(find_trunk(lm))
-    elif value.model == "reward" and reward_model is not None:
-        value_trunk = copy.deepcopy(reward_model.base_model).float().requires_grad_(True)
-        head_weight = getattr(reward_model, "score").weight.detach()  # noqa: B009
+    value_trunk = _value_trunk(lm, value, reward_model)
     if gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(base_model(lm), value_trunk, with_adapters=lora is not None)
     trained: Any = lm
-    if lora is not None:  # fresh adapters change nothing until they are trained
+    if isinstance(lm, peft.PeftModel):
+        copy_policy_adapter(lm, REFERENCE, trained=False)
+    elif lora is not None:  # fresh adapters change nothing until they are trained
         trained = peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
+    if value.model == "adapter":
+        copy_policy_adapter(trained, VALUE, trained=True)
     policy = PolicyWithValueHead(trained, value_trunk)
-    if head_weight is not None:
+    if value.model == "reward" and reward_model is not None:
         with torch.no_grad():
-            policy.value_head.weight.copy_(head_weight)
+            policy.value_head.weight.copy_(getattr(reward_model, "score").weight)  # noqa: B009
     # train() switches checkpointing on in Transformers' models; dropout is 0 already.
     return policy.train(gradient_checkpointing)
 
 
-def save_policy(
-    policy: PolicyWithValueHead,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Config,
-    start: str,
-    folder: Path,
-) -> None:
-    """Write a plain model folder, with tokenizer, model card and the value head for a later run.
-
-    Args:
-        policy: after training; LoRA adapters are merged unless `lora.save` says otherwise.
-        tokenizer: saved beside it, chat template included.
-        config: for the model card.
-        start: what the policy started from, for the model card.
-        folder: must exist.
-    """
-    lm: Any = policy.lm
-    if config.lora is not None and config.lora.save == "merged":
-        lm = lm.merge_and_unload()
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    state = {name: tensor.contiguous() for name, tensor in policy.value_head.state_dict().items()}
-    save_file(state, folder / VALUE_HEAD_FILE)
-    (folder / "README.md").write_text(_model_card(config, start), encoding="utf-8")
+def _value_trunk(
+    lm: PreTrainedModel | peft.PeftModel, value: ValueConfig, reward_model: PreTrainedModel | None
+) -> Any:
+    """A trunk of its own for the values, all weights trained and so in float32; or None."""
+    if value.model == "reward" and reward_model is not None:
+        trunk = copy.deepcopy(reward_model.base_model)
+    elif value.model == "policy":
+        if isinstance(lm, peft.PeftModel):
+            trunk = find_trunk(copy.deepcopy(lm).merge_and_unload())
+        else:
+            trunk = copy.deepcopy(find_trunk(lm))
+    else:
+        return None
+    return trunk.float().requires_grad_(True)
 
 
-def _model_card(config: Config, start: str) -> str:
-    return f"""---
-library_name: transformers
-tags: [rlhf, ppo]
----
-# {Path(config.output_dir).name}: policy
-
-A causal language model, fine-tuned by PPO with `rlhf_ppo`.
-
-| | |
-|---|---|
-| started from (and held to, by the KL penalty) | {start} |
-| PPO steps x prompts a step | {config.ppo.steps} x {config.rollout.batch_size} |
-| learning rate, epochs, minibatches | {config.ppo.learning_rate}, {config.ppo.epochs}, \
-{config.ppo.minibatches} |
-| KL penalty beta ({config.kl.controller}) | {config.kl.beta} |
-| sampling temperature | {config.rollout.temperature} |
-| seed | {config.seed} |
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-
-`{VALUE_HEAD_FILE}` is the value head of the run; generation does not need it.
-"""
+def _checkpoint(lm: PreTrainedModel, value_trunk: Any, *, with_adapters: bool) -> None:
+    options: dict[str, Any] = {"use_reentrant": False}
+    if value_trunk is not None:
+        value_trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(options))
+    if with_adapters:
+        options["context_fn"] = partial(checkpoint_contexts, lm)
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

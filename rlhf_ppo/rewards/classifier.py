@@ -1,6 +1,7 @@
 """What a response is worth: a sequence-classification model, read as its own pipeline reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,13 +30,22 @@ class RewardModel:
         tokenizer: PreTrainedTokenizerBase,
         source: ModelSource,
         setting: str,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Freeze the model, make its pad token known to its pooling, pack its rows if it can.
+        """Make the pad token known to the model's pooling, and pack its rows if it can.
+
+        Args:
+            model: without dropout; it may stand on a base that another role trains.
+            tokenizer: the model's own.
+            source: settings.
+            setting: for messages.
+            within: makes the context that it is asked in: its adapter on, its weights here.
 
         Raises:
             UserError: several outputs and no label, or a label that is not there.
         """
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self.within = within
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = tokenizer.pad_token_id
         self.tokenizer = tokenizer
@@ -43,8 +53,9 @@ class RewardModel:
         self.output = output_of(model.config, source, setting)
         # The model's, not the tokenizer's: its pooling looks for the last token that is not this.
         self.pad = int(self.model.config.pad_token_id or 0)
-        if enable_packing(model, model.base_model):
-            self._check_packing()
+        with self.within():
+            enable_packing(model, model.base_model)
+            self.packs = takes_packed(model.base_model, 1) and self._packs_alike()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """One entry a response; see `score_texts`."""
@@ -55,7 +66,7 @@ class RewardModel:
         """One entry a response, missing where it is too long or the score is not finite.
 
         Raises:
-            UserError: chat messages without a chat template, or one that refuses them.
+            UserError: the chat template refuses the messages.
         """
         check_template(self.tokenizer, prompts, f"{self.setting}.path")
         encoded = [
@@ -69,15 +80,17 @@ class RewardModel:
         ]
         short = [row for row, ids in enumerate(encoded) if len(ids) <= limit]
         lengths = torch.tensor([len(encoded[row]) for row in short], dtype=torch.int64)
-        for group in micro_batches(lengths, self.source.batch_tokens):
-            rows = [short[place] for place in group.tolist()]
-            scores = self._forward([encoded[row] for row in rows])
-            for row, score in zip(rows, scores.tolist(), strict=True):
-                found[row] = as_score(score)
+        with self.within():
+            for group in micro_batches(lengths, self.source.batch_tokens):
+                rows = [short[place] for place in group.tolist()]
+                scores = self._forward([encoded[row] for row in rows])
+                for row, score in zip(rows, scores.tolist(), strict=True):
+                    found[row] = as_score(score)
         return found
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
-        fits = takes_packed(self.model.base_model, max(len(ids) for ids in encoded))
+        longest = max(len(ids) for ids in encoded)
+        fits = self.packs and takes_packed(self.model.base_model, longest)
         outputs = self._packed(encoded) if fits else self._padded(encoded)
         return outputs[:, self.output].float().cpu()
 
@@ -113,18 +126,16 @@ class RewardModel:
         return outputs
 
     @torch.no_grad()
-    def _check_packing(self) -> None:
-        """Go back to padded rows if the model pools in a way that `_packed` does not know."""
+    def _packs_alike(self) -> bool:
+        """Whether the model pools as `_packed` does; otherwise its rows are padded."""
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         rows = [[(7 * row + place) % vocabulary for place in range(row + 2)] for row in range(4)]
         rows[1][-1] = self.pad
         try:
             found, expected = self._packed(rows).float(), self._padded(rows).float()
-            alike = torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
+            return torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
         except (AttributeError, ValueError, RuntimeError):
-            alike = False
-        if not alike:
-            self.model.set_attn_implementation("sdpa")
+            return False
 
 
 def output_of(model: PretrainedConfig, source: ModelSource, setting: str) -> int:

@@ -1,12 +1,19 @@
 """All sources of a run: built from the settings, asked one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from rlhf_ppo.config import FunctionSource, HttpSource, Leaf, ModelSource, RewardConfig, leaves
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
+from rlhf_ppo.models.lora import is_adapter
+from rlhf_ppo.models.offload import borrowed
+from rlhf_ppo.models.shared import SharedBase
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.judgement import Failure, Judgement, Missing, Source
@@ -43,19 +50,28 @@ class Sources:
         return models[0] if models else None
 
 
-def load_sources(reward: RewardConfig, trained: str, device: torch.device) -> Sources:
+@dataclass(frozen=True)
+class Places:
+    """Where reward models stand."""
+
+    device: torch.device  # where they are asked
+    offload: bool = False  # in the CPU's memory between
+    base: SharedBase | None = None  # what adapters may share
+
+
+def load_sources(reward: RewardConfig, trained: str, places: Places) -> Sources:
     """Load every model and function.
 
     Args:
         reward: settings.
         trained: folder of the reward model that this run trains.
-        device: of the models.
+        places: where the models stand.
 
     Raises:
         UserError: a source cannot be loaded.
     """
     return Sources(
-        [(name, _load(leaf, name, trained, device)) for name, leaf in leaves(reward.sources)]
+        [(name, _load(leaf, name, trained, places)) for name, leaf in leaves(reward.sources)]
     )
 
 
@@ -64,15 +80,31 @@ def setting_of(name: str) -> str:
     return f"reward.sources[{name}]"
 
 
-def _load(leaf: Leaf, name: str, trained: str, device: torch.device) -> Source:
-    setting = setting_of(name)
+def _load(leaf: Leaf, name: str, trained: str, places: Places) -> Source:
     match leaf:
         case ModelSource():
-            path = leaf.path or trained
-            model = load_classifier(path, leaf.dtype, f"{setting}.path")
-            model.to(device)  # type: ignore[arg-type]
-            return RewardModel(model, load_tokenizer(path, f"{setting}.path"), leaf, setting)
+            return _load_model(leaf, name, leaf.path or trained, places)
         case FunctionSource():
-            return RewardFunction(leaf, setting)
+            return RewardFunction(leaf, setting_of(name))
         case HttpSource():
-            return RewardService(leaf, setting)
+            return RewardService(leaf, setting_of(name))
+
+
+def _load_model(leaf: ModelSource, name: str, path: str, places: Places) -> RewardModel:
+    setting = setting_of(name)
+    place = f"{setting}.path"
+    tokenizer = load_tokenizer(path, place)
+    within: Callable[[], AbstractContextManager[Any]]
+    shared = None
+    if places.base is not None:
+        shared = places.base.classifier(path, leaf.dtype, name, place)
+    if shared is not None:
+        model, within = shared
+    else:
+        model = load_classifier(path, leaf.dtype, place)
+        if not places.offload:
+            model.to(places.device)  # type: ignore[arg-type]
+        within = partial(borrowed, model, places.device)
+    if is_adapter(path):  # the base's pad token is not what its head was trained with
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return RewardModel(model, tokenizer, leaf, setting, within)

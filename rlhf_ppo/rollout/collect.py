@@ -1,7 +1,7 @@
 """Generate, then judge: from prompts to a `Rollout`. No gradients."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ppo.algorithm.batch import Responses, Rollout, TokenOutputs, Tokens
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.models.forward import Layout, lay_out, micro_batches
+from rlhf_ppo.models.offload import borrowed
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead
 from rlhf_ppo.rewards.judgement import Failure, Reward
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
@@ -23,7 +24,7 @@ class Roles:
 
     policy: PolicyWithValueHead  # bare: for generation and saving
     policy_forward: nn.Module  # the same behind Accelerate's wrapper: for forward passes
-    reference: FrozenPolicy | None  # None: the policy with its adapter off
+    reference: FrozenPolicy | None  # None: the policy without what it has learnt, see as_reference
     reward: Reward
     tokenizer: PreTrainedTokenizerBase
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -46,10 +47,10 @@ def sample_reference(
     roles: Roles, prompts: Sequence[EncodedPrompt], noise: Tensor, settings: SamplingSettings
 ) -> Responses:
     """Responses of the reference to B prompts; noise is (B, max_new_tokens)."""
-    with roles.autocast():
+    with roles.autocast(), reference_at_hand(roles):
         if roles.reference is not None:
             return generate(roles.reference.lm, prompts, noise, settings)
-        with roles.policy.without_adapter():
+        with roles.policy.as_reference():
             return generate(roles.policy.lm, prompts, noise, settings)
 
 
@@ -72,14 +73,14 @@ def judge(
     """
     shape = tokens.response_mask.shape
     logprobs, values, entropy, ref_logprobs = (torch.zeros(shape) for _ in range(4))
-    for rows in micro_batches(tokens.lengths, budget):
-        part = tokens.select(rows)
-        layout = lay_out(part).to(roles.device)
-        outputs: TokenOutputs = roles.policy_forward(layout, temperature)
-        logprobs[rows] = outputs.logprobs.float().cpu()
-        values[rows] = outputs.values.float().cpu()
-        entropy[rows] = outputs.entropy.float().cpu()
-        ref_logprobs[rows] = _reference_logprobs(roles, layout, temperature).float().cpu()
+    with reference_at_hand(roles):
+        for rows in micro_batches(tokens.lengths, budget):
+            layout = lay_out(tokens.select(rows)).to(roles.device)
+            outputs: TokenOutputs = roles.policy_forward(layout, temperature)
+            logprobs[rows] = outputs.logprobs.float().cpu()
+            values[rows] = outputs.values.float().cpu()
+            entropy[rows] = outputs.entropy.float().cpu()
+            ref_logprobs[rows] = _reference_logprobs(roles, layout, temperature).float().cpu()
     return TokenOutputs(logprobs, values, entropy), ref_logprobs
 
 
@@ -125,11 +126,14 @@ def response_texts(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[s
     ]
 
 
+def reference_at_hand(roles: Roles) -> AbstractContextManager[None]:
+    """A context in which a reference that waits elsewhere is on the policy's device."""
+    return nullcontext() if roles.reference is None else borrowed(roles.reference, roles.device)
+
+
 def _reference_logprobs(roles: Roles, layout: Layout, temperature: float) -> Tensor:
-    if roles.reference is not None:
-        with roles.autocast():
-            logprobs: Tensor = roles.reference(layout, temperature)
+    with roles.autocast():
+        if roles.reference is None:
+            return roles.policy.reference_logprobs(layout, temperature)
+        logprobs: Tensor = roles.reference(layout, temperature)
         return logprobs
-    with roles.policy.without_adapter():
-        outputs: TokenOutputs = roles.policy_forward(layout, temperature)
-    return outputs.logprobs

@@ -72,9 +72,11 @@ def train_reward_model(
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        if config.lora is not None:
-            trained = trained.merge_and_unload()
-        trained.save_pretrained(target)
+        if settings.save == "adapter":
+            trained.save_pretrained(target)
+        whole = trained if config.lora is None else trained.merge_and_unload()
+        if settings.save == "merged":
+            whole.save_pretrained(target)
         tokenizer.save_pretrained(target)
         history = "\n".join(json.dumps(entry) for entry in progress.history)
         (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
@@ -82,7 +84,7 @@ def train_reward_model(
             sides = [pair.conversations for pair in probes]
             long = long_rows(tokenizer, sides, source.max_tokens)
             short = [pair for place, pair in enumerate(probes) if place not in long]
-            accuracy = probe(RewardModel(trained, tokenizer, source, "reward_model"), short)
+            accuracy = probe(RewardModel(whole.eval(), tokenizer, source, "reward_model"), short)
             (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
             shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
             say(f"reward model: right order on held-out pairs: {shown}")

@@ -1,6 +1,8 @@
 """From model folders to the four roles on their devices."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,13 +12,17 @@ from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import check_output_layer
 from rlhf_ppo.models.load import (
+    check_installed,
     check_same_vocabulary,
     load_causal_lm,
     load_tokenizer,
     stop_token_ids,
 )
-from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
-from rlhf_ppo.rewards.sources import load_sources
+from rlhf_ppo.models.lora import base_path
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
+from rlhf_ppo.models.save import load_values
+from rlhf_ppo.models.shared import SharedBase
+from rlhf_ppo.rewards.sources import Places, load_sources
 from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.stamps import ModelPaths
@@ -32,18 +38,26 @@ def build_roles(
         UserError: a model cannot be loaded or does not fit the others.
     """
     tokenizer = load_tokenizer(paths.reference, "policy.path")
-    lm = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
-    check_output_layer(lm, paths.reference)
+    device, offload = processes.device, config.hardware.offload
+    lm = load_causal_lm(
+        paths.reference,
+        config.policy.dtype,
+        "policy.path",
+        keep_adapter=config.lora is not None,
+        quantization=config.policy.quantization,
+        device=device,
+    )
+    check_output_layer(base_model(lm), paths.reference)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
     if config.lora is None:
         copy = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
-        reference = FrozenPolicy(copy)
-        reference.to(processes.device)
-    reward = load_sources(config.reward, paths.reward_model, processes.device)
-    start_of_values = None
+        reference = FrozenPolicy(copy) if offload else FrozenPolicy(copy).to(device)
+    reward, start_of_values = None, None
     if config.value.model == "reward":  # rules.py: there is one model among the sources
+        # Not on the policy's base even if it is an adapter: a value model is trained as a whole.
+        reward = load_sources(config.reward, paths.reward_model, Places(device, offload))
         found = reward.first_model()
         if found is not None:
             check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
@@ -51,8 +65,13 @@ def build_roles(
     policy = build_policy(
         lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
     )
+    if config.value.init == "saved":
+        load_values(policy, paths.reference)
     optimizer = make_optimizer(config, policy)
-    policy.to(processes.device)
+    policy.to(device)
+    if reward is None:
+        places = Places(device, offload, _shared_base(config, policy, paths.reference))
+        reward = load_sources(config.reward, paths.reward_model, places)
     wrapped, optimizer = processes.prepare(policy, optimizer)
     roles = Roles(
         policy=policy,
@@ -65,19 +84,31 @@ def build_roles(
     return roles, optimizer
 
 
+def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
+    """The policy's base, if it is never trained and is what a reward model was trained on."""
+    if config.lora is None or config.policy.quantization is not None:
+        return None
+    return SharedBase(policy.lm, base_path(path, "policy.path"), config.policy.dtype)
+
+
 def load_for_evaluation(
     config: Config, policy_path: str, paths: ModelPaths, processes: Processes
 ) -> Roles:
     """Load a finished policy beside its reference and reward sources; nothing is trained."""
-    dtype, device = config.policy.dtype, processes.device
-    lm = load_causal_lm(policy_path, dtype, "policy")
-    policy = PolicyWithValueHead(lm).eval().requires_grad_(False).to(device)
-    reference = FrozenPolicy(load_causal_lm(paths.reference, dtype, "policy.path")).to(device)
+    device, offload = processes.device, config.hardware.offload
+    quantization = config.policy.quantization
+
+    def load(path: str, setting: str) -> PreTrainedModel:
+        dtype = config.policy.dtype
+        return load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
+
+    policy = PolicyWithValueHead(load(policy_path, "policy")).eval().requires_grad_(False)
+    reference = FrozenPolicy(load(paths.reference, "policy.path"))
     return Roles(
-        policy=policy,
+        policy=policy.to(device),
         policy_forward=_Autocast(policy, processes),
-        reference=reference,
-        reward=load_sources(config.reward, paths.reward_model, device),
+        reference=reference if offload else reference.to(device),
+        reward=load_sources(config.reward, paths.reward_model, Places(device, offload)),
         tokenizer=load_tokenizer(paths.reference, "policy.path"),
         autocast=processes.autocast,
     )
@@ -108,25 +139,26 @@ class _Autocast(nn.Module):
 
 
 def make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
-    """AdamW over what is trained, with a rate of its own for the value function."""
+    """AdamW over what is trained, one group for the policy and one for the values."""
     ppo = config.ppo
-    of_policy: list[nn.Parameter] = []
-    of_value: list[nn.Parameter] = []
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            (of_policy if name.startswith("lm.") else of_value).append(parameter)
-    value_rate = config.value.learning_rate or ppo.learning_rate
-    return torch.optim.AdamW(
+    rates = (ppo.learning_rate, config.value.learning_rate or ppo.learning_rate)
+    parts = (policy.policy_parameters(), policy.value_parameters())
+    groups = [
         # `peak` stays; `lr` is set from it before each step.
-        [
-            {"params": of_policy, "lr": ppo.learning_rate, "peak": ppo.learning_rate},
-            {"params": of_value, "lr": value_rate, "peak": value_rate},
-        ],
-        betas=(0.9, ppo.adam_beta2),
-        eps=ppo.adam_epsilon,
-        weight_decay=ppo.weight_decay,
-        fused=True,  # one pass over the memory in place of eight
-    )
+        {"params": [p for p in part.values() if p.requires_grad], "lr": rate, "peak": rate}
+        for part, rate in zip(parts, rates, strict=True)
+    ]
+    options: dict[str, Any] = {
+        "betas": (0.9, ppo.adam_beta2),
+        "eps": ppo.adam_epsilon,
+        "weight_decay": ppo.weight_decay,
+    }
+    if ppo.optimizer == "adamw_8bit":
+        check_installed("bitsandbytes", "ppo.optimizer = adamw_8bit")
+        eight_bit: Any = importlib.import_module("bitsandbytes").optim.AdamW8bit
+        made: torch.optim.Optimizer = eight_bit(groups, **options)
+        return made
+    return torch.optim.AdamW(groups, fused=True, **options)  # one pass over the memory, not eight
 
 
 def _check_lengths(config: Config, lm: PreTrainedModel) -> None:

@@ -92,7 +92,8 @@ def ppo_update(
                 tally.keep_minibatch()
                 return tally.finish()
             if not train_policy:
-                policy.lm.zero_grad()
+                for parameter in policy.policy_parameters().values():
+                    parameter.grad = None
             grad_norm = processes.clip_grad_norm(policy_forward, ppo.max_grad_norm)
             if tally.is_finite(grad_norm):
                 tally.add_step(grad_norm)

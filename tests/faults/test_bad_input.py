@@ -200,12 +200,6 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         lambda c: ((c.folder / "empty").mkdir(), c.section("policy").update(path="empty")),
         ["policy.path", "empty", "config.json"],
     ),
-    "chat messages without a chat template": (
-        lambda c: c.append(
-            "prompts", json.dumps({"prompt": [{"role": "user", "content": "hello"}]})
-        ),
-        ["data.prompts", "chat template"],
-    ),
     "no room for a response": (
         lambda c: c.append("prompts", json.dumps({"prompt": "a" * 60})),
         ["data.prompts", "prompts.jsonl:9", "60 tokens", "64 positions", "max_new_tokens = 10"],

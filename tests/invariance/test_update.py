@@ -229,14 +229,24 @@ def test_while_the_value_warms_up_the_language_model_gets_no_gradient() -> None:
     assert bool(gradient[-of_head:].any())
 
 
-def test_value_warm_up_leaves_the_policy_as_it_is_and_moves_the_value_head() -> None:
-    run = make_run(**ppo(value_warmup_steps=1, learning_rate=0.01))
+@pytest.mark.parametrize("own_adapter", [False, True], ids=["shared", "adapter"])
+def test_value_warm_up_leaves_the_policy_as_it_is_and_moves_the_value_head(
+    own_adapter: bool,
+) -> None:
+    sections: dict[str, Any] = ppo(value_warmup_steps=2, learning_rate=0.01)
+    if own_adapter:
+        sections |= {"lora": LORA, "value": {"model": "adapter"}}
+    run = make_run(**sections)
     policy = run.roles.policy
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    progress, _, _ = ppo_step(run, 1, START)
+    progress = START
+    for step in (1, 2):  # a head of zeros hands no gradient on to an adapter in the first
+        progress, _, _ = ppo_step(run, step, progress)
     moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"value_head.weight", "value_head.bias"}
-    ppo_step(run, 2, progress)
+    adapter = {name for name in moved if ".rlhf_value." in name}
+    assert bool(adapter) == own_adapter
+    assert moved - adapter == {"value_head.weight", "value_head.bias"}
+    ppo_step(run, 3, progress)
     assert any(not torch.equal(p, before[name]) for name, p in policy.lm.named_parameters("lm"))
 
 
@@ -273,7 +283,7 @@ def reference_logprobs(run: PpoRun, batch: Any) -> Tensor:
         if roles.reference is not None:
             found: Tensor = roles.reference(layout, 1.0)
             return found
-        with roles.policy.without_adapter():
+        with roles.policy.as_reference():
             return roles.policy(layout, 1.0).logprobs  # type: ignore[no-any-return]
 
 

@@ -53,7 +53,7 @@ def test_null_clears_a_value_and_a_section(file: Path) -> None:
 
 def test_an_override_opens_a_section_that_the_file_leaves_out(file: Path) -> None:
     lora = load(file, "--lora.rank", "4").lora
-    assert lora is not None and lora.rank == 4 and lora.alpha == 32.0
+    assert lora is not None and lora.rank == 4 and lora.save == "merged"
 
 
 @pytest.mark.parametrize(

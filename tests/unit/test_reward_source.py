@@ -20,7 +20,7 @@ from rlhf_ppo.models.packing import takes_packed
 from rlhf_ppo.models.policy import build_policy
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing
-from rlhf_ppo.rewards.sources import load_sources
+from rlhf_ppo.rewards.sources import Places, load_sources
 
 PROMPTS = ["the cat ", "the dog is on the boat ", "a "]
 RESPONSES = ["is red.", "and the boat is green.", "b"]
@@ -49,7 +49,9 @@ def test_padding_is_what_the_models_pooling_takes_for_it(
         initializer_range=0.3,
         pad_token_id=None if model_pad is None else tokenizer.convert_tokens_to_ids(model_pad),
     )
-    reward = RewardModel(GPT2ForSequenceClassification(config), tokenizer, ModelSource(), "here")
+    reward = RewardModel(
+        GPT2ForSequenceClassification(config).eval(), tokenizer, ModelSource(), "here"
+    )
     together = scores_of(reward, PROMPTS, RESPONSES)
     alone = torch.cat(
         [scores_of(reward, [p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
@@ -108,7 +110,7 @@ def classifier(builders: dict[str, Callable[[int], Any]], family: str) -> Any:
 
 
 def reward_of(model: Any, config: ModelSource | None = None) -> RewardModel:
-    return RewardModel(model, byte_tokenizer(chat=False), config or ModelSource(), "here")
+    return RewardModel(model.eval(), byte_tokenizer(chat=False), config or ModelSource(), "here")
 
 
 def own_score(model: Any, ids: list[int]) -> float:
@@ -201,7 +203,7 @@ def test_a_classifier_that_pools_in_its_own_way_goes_back_to_padded_rows(kind: A
     torch.manual_seed(0)
     model = kind(hf.LlamaConfig(vocab_size=300, **GQA))
     reward = reward_of(model)
-    assert not takes_packed(model.base_model, 1)
+    assert not reward.packs
     rows = [[5, 6, 7], [8, 9, 10, 11], [12, 13, PAD]]
     for ids, score in zip(rows, reward._forward(rows).tolist(), strict=True):
         with torch.no_grad():
@@ -252,7 +254,7 @@ def judge_folder(folder: Path, labels: int) -> str:
 
 def load(**settings: Any) -> RewardModel:
     reward = RewardConfig.model_validate({"sources": [{"kind": "model"} | settings]})
-    found = load_sources(reward, "nowhere", torch.device("cpu")).first_model()
+    found = load_sources(reward, "nowhere", Places(torch.device("cpu"))).first_model()
     assert found is not None
     return found
 

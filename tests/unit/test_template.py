@@ -6,7 +6,14 @@ import pytest
 from helpers import byte_tokenizer
 
 from rlhf_ppo.data.prompts import Prompt, encode_prompts
-from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt, long_rows
+from rlhf_ppo.data.template import (
+    Text,
+    assumed_template,
+    check_template,
+    encode_conversation,
+    encode_prompt,
+    long_rows,
+)
 from rlhf_ppo.errors import UserError
 
 ASKED: Text = [{"role": "user", "content": "what colour is the cat?"}]
@@ -65,11 +72,6 @@ def test_when_all_prompts_are_too_long_the_message_says_by_how_much() -> None:
     assert "data.max_prompt_tokens = 6" in str(caught.value)
 
 
-def test_messages_without_a_template_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.prompts: holds chat messages"):
-        encode_prompts([prompt(ASKED)], byte_tokenizer(chat=False), 99, "data.prompts")
-
-
 @pytest.mark.parametrize("chat", [True, False])
 def test_long_rows_are_found_without_tokenizing_the_short_ones(
     chat: bool, monkeypatch: pytest.MonkeyPatch
@@ -94,3 +96,30 @@ def test_long_rows_are_found_without_tokenizing_the_short_ones(
     monkeypatch.setattr("rlhf_ppo.data.template.encode_conversation", count)
     assert long_rows(tokenizer, rows, 1000) == {}
     assert len(calls) == 1 + chat  # one of each order of roles
+
+
+def test_a_tokenizer_without_a_template_gets_a_plain_one_that_is_said() -> None:
+    tokenizer = byte_tokenizer(chat=False)
+    line = assumed_template(tokenizer, "policy.path", ["plain", ASKED]) or ""
+    assert "policy.path" in line and r"Assistant:\n...<|endoftext|>" in line
+    assert assumed_template(tokenizer, "policy.path", ["plain"]) is None
+    kept, _ = encode_prompts([prompt(ASKED)], tokenizer, 99, "data.prompts")
+    asked = "User:\nwhat colour is the cat?\n\nAssistant:\n"
+    assert tokenizer.decode(kept[0].ids) == asked
+    whole = encode_conversation(tokenizer, ASKED, ANSWER)
+    assert tokenizer.decode(whole) == f"{asked}{ANSWER}<|endoftext|>"
+    assert assumed_template(tokenizer, "policy.path", [ASKED]) is None  # said once
+
+
+def test_the_plain_template_keeps_the_tokens_that_a_model_expects_around_a_text() -> None:
+    """An encoder reads its score at the class token, which plain messages had not."""
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.add_special_tokens({"cls_token": "[C]", "sep_token": "[S]"})
+    tokenizer.eos_token = None
+    check_template(tokenizer, [ASKED], "reward")
+    text = tokenizer.decode(encode_conversation(tokenizer, ASKED, ANSWER))
+    assert text.startswith("[C]User:\n") and text.endswith(f"{ANSWER}[S]")
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.add_special_tokens({"bos_token": "[B]"})
+    check_template(tokenizer, [ASKED], "policy")
+    assert tokenizer.decode(encode_prompt(tokenizer, ASKED)).startswith("[B]User:\n")
