@@ -1,7 +1,7 @@
 """The PPO update: epochs x minibatches x micro-batches over one rollout."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +92,7 @@ def ppo_update(
                 tally.keep_minibatch()
                 return tally.finish()
             if not train_policy:
-                for parameter in policy.policy_parameters().values():
-                    parameter.grad = None
+                _forget_gradients(policy.policy_parameters().values())
             grad_norm = processes.clip_grad_norm(policy_forward, ppo.max_grad_norm)
             if tally.is_finite(grad_norm):
                 tally.add_step(grad_norm)
@@ -107,6 +106,11 @@ def ppo_update(
             if tally.skipped_in_row >= config.guard.max_skipped:
                 return tally.finish()
     return tally.finish()
+
+
+def _forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 @torch.no_grad()
