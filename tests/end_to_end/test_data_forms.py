@@ -65,7 +65,8 @@ def test_data_as_people_have_it_goes_through_all_stages(
     (tmp_path / "gold.py").write_text(GOLD, encoding="utf-8")
     settings = tiny_sections() | {"output_dir": "run", "data": data, "logging": {"trackers": []}}
     settings["evaluation"]["gold"] = "gold.py:score"
-    settings["reward"] = {"max_tokens": 80}  # a longer held-out pair stopped the run after training
+    # A longer held-out pair stopped the run after training.
+    settings["reward"] = {"sources": [{"kind": "model", "max_tokens": 80}]}
     config = write_config(tmp_path / "config.yaml", settings)
     assert run_here("train", ["--config", config.name], tmp_path, monkeypatch) == 0
     shown = capsys.readouterr().out

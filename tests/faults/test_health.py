@@ -18,13 +18,15 @@ from cli import run_command
 from helpers import read_jsonl
 from runs import START, make_run
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import rlhf_ppo.training.loop as loop_module
 import rlhf_ppo.training.ppo as ppo_module
 import rlhf_ppo.training.update as update_module
 from rlhf_ppo.algorithm.losses import ppo_loss
 from rlhf_ppo.config import GuardConfig
+from rlhf_ppo.models.forward import Layout
+from rlhf_ppo.rewards.judgement import Judgement
 from rlhf_ppo.rollout.collect import collect
 from rlhf_ppo.training.checkpoint import Progress, list_checkpoints
 from rlhf_ppo.training.guard import trouble
@@ -60,23 +62,27 @@ def small_run(folder: Path, **sections: Any) -> PpoRun:
     return make_run(lambda text: text.count("e"), spread=0.3, output_dir=folder, **base)
 
 
-class BadReward:
-    """A reward that gives NaN to one response in the given calls, from 1."""
+class BadReference(nn.Module):
+    """A reference that gives NaN to the tokens of one response in the given calls, from 1."""
 
     def __init__(self, run: PpoRun, bad: Sequence[int]) -> None:
-        self.inner, self.bad, self.calls = run.roles.reward, bad, 0
+        super().__init__()
+        self.inner, self.bad, self.calls = run.roles.reference, bad, 0
 
-    def score(self, prompts: Any, responses: Any) -> Tensor:
-        """The inner scores, or spoiled ones."""
+    def forward(self, layout: Layout, temperature: float) -> Tensor:
+        """The inner log-probabilities, or spoiled ones."""
         self.calls += 1
-        scores = self.inner.score(prompts, responses)
+        assert self.inner is not None
+        logprobs: Tensor = self.inner(layout, temperature)
         if self.calls in self.bad:
-            scores[3] = float("nan")
-        return scores
+            logprobs[3, layout.mask[3]] = float("nan")
+        return logprobs
 
 
-def with_bad_reward(run: PpoRun, bad: Sequence[int]) -> PpoRun:
-    return replace(run, roles=replace(run.roles, reward=BadReward(run, bad)))
+def with_bad_rewards(run: PpoRun, bad: Sequence[int]) -> PpoRun:
+    """Rewards with a KL that is not a number; a score that is none leaves the batch instead."""
+    reference: Any = BadReference(run, bad)
+    return replace(run, roles=replace(run.roles, reference=reference))
 
 
 def spoil(how: str, run: PpoRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +127,7 @@ def test_one_bad_reward_costs_its_step_and_nothing_after_it(tmp_path: Path) -> N
         "kl": {"controller": "adaptive", "beta": 0.1},
         "guard": {"max_skipped": 3},
     }
-    run = with_bad_reward(small_run(tmp_path, **sections), [3])
+    run = with_bad_rewards(small_run(tmp_path, **sections), [3])
     progress = train_ppo(run)
     metrics = read_jsonl(tmp_path / "metrics.jsonl")
     assert [entry["update/skipped"] for entry in metrics] == [0, 0, 2, 0, 0, 0]
@@ -131,7 +137,7 @@ def test_one_bad_reward_costs_its_step_and_nothing_after_it(tmp_path: Path) -> N
 
 
 def test_the_minibatch_is_kept_once_and_shows_the_bad_response(tmp_path: Path) -> None:
-    run = with_bad_reward(small_run(tmp_path, advantage={"whiten": False}), [2])
+    run = with_bad_rewards(small_run(tmp_path, advantage={"whiten": False}), [2])
     train_ppo(run)
     folder = tmp_path / "failures"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -149,7 +155,7 @@ def test_the_minibatch_is_kept_once_and_shows_the_bad_response(tmp_path: Path) -
 
 
 def test_a_run_of_skips_stops_it_though_it_began_in_the_step_before(tmp_path: Path) -> None:
-    run = with_bad_reward(small_run(tmp_path, guard={"max_skipped": 3}), range(2, 99))
+    run = with_bad_rewards(small_run(tmp_path, guard={"max_skipped": 3}), range(2, 99))
     before = weights(with_steps(run, 1, tmp_path / "one"))
     progress = train_ppo(run)
     assert progress.step == 3
@@ -275,10 +281,10 @@ def test_after_the_last_rollback_the_run_stops(tmp_path: Path) -> None:
 
 def test_a_bad_stretch_of_rewards_is_taken_back_by_a_rollback(tmp_path: Path) -> None:
     guard = {"max_skipped": 2, "action": "rollback"}
-    run = with_bad_reward(small_run(tmp_path, guard=guard), [4])
+    run = with_bad_rewards(small_run(tmp_path, guard=guard), [4])
     progress = train_ppo(run)
     assert progress.step == 6 and progress.watch.rollbacks == 1
-    assert all(math.isfinite(entry["score/mean"]) for entry in metrics_of(tmp_path))
+    assert all(math.isfinite(entry["kl/ref"]) for entry in metrics_of(tmp_path))
     lines = read_jsonl(tmp_path / "failures" / "rollback-1.jsonl")
     assert [entry["step"] for entry in lines] == [3, 4]
 
@@ -287,11 +293,11 @@ def test_a_collapse_of_the_score_stops_the_run(tmp_path: Path) -> None:
     run = small_run(tmp_path, guard={"max_score_drop": 1.0}, ppo={"steps": 20})
     calls = 0
 
-    def score(prompts: Any, responses: Any) -> Tensor:
+    def score(prompts: Any, responses: Any) -> Judgement:
         nonlocal calls
         calls += 1
         spread = torch.linspace(-1, 1, len(responses))
-        return spread + (0.0 if calls <= 5 else -3.0)
+        return Judgement((spread + (0.0 if calls <= 5 else -3.0))[:, None], [])
 
     roles = replace(run.roles, reward=type("Falling", (), {"score": staticmethod(score)})())
     progress = train_ppo(replace(run, roles=roles))
@@ -304,7 +310,7 @@ BEST: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 1, "save": "best"}}
 
 
 def judged(run: PpoRun, scores: dict[int, float] = HELDOUT) -> PpoRun:
-    return replace(run, evaluate=lambda step: {"heldout/score": scores[step]})
+    return replace(run, evaluate=lambda progress: {"heldout/score": scores[progress.step]})
 
 
 def test_the_policy_with_the_best_held_out_score_is_left_and_outlives_keep(tmp_path: Path) -> None:
@@ -333,12 +339,12 @@ def test_the_best_survives_a_resume_though_it_was_followed_by_a_worse_one(
     expected = train_ppo(whole)
     calls = 0
 
-    def mortal(step: int) -> dict[str, float]:
+    def mortal(progress: Progress) -> dict[str, float]:
         nonlocal calls
         calls += 1
         if calls > died_after:
             raise KilledError
-        return {"heldout/score": HELDOUT[step] + 0.0}
+        return {"heldout/score": HELDOUT[progress.step] + 0.0}
 
     run = replace(small_run(tmp_path / "killed", **sections), evaluate=mortal)
     with pytest.raises(KilledError):
@@ -359,9 +365,9 @@ def test_a_rollback_forgets_a_best_that_lies_after_it_and_finds_the_one_before(
         "evaluation": {"every": 1},
         "guard": {"max_skipped": 2, "action": "rollback"},
     }
-    run = with_bad_reward(small_run(tmp_path, **sections), [4])
+    run = with_bad_rewards(small_run(tmp_path, **sections), [4])
     scores = iter([1.0, 3.0, 5.0, 9.0, 2.0, 2.0, 2.0, 2.0])  # of steps 1 to 4, then 3 to 6
-    progress = train_ppo(replace(run, evaluate=lambda step: {"heldout/score": next(scores)}))
+    progress = train_ppo(replace(run, evaluate=lambda _: {"heldout/score": next(scores)}))
     assert progress.watch.rollbacks == 1 and progress.step == 6
     assert (progress.best_step, progress.best_score) == (2, 3.0)
     assert weights(run) == weights(with_steps(small_run(tmp_path / "a"), 2, tmp_path / "b"))
@@ -450,9 +456,9 @@ def test_a_token_that_the_reference_thinks_impossible_does_not_spoil_beta(
     run = small_run(tmp_path, kl={"controller": "adaptive", "beta": 0.1})
 
     def poisoned(*arguments: Any) -> Any:
-        rollout = collect(*arguments)
+        rollout, failures = collect(*arguments)
         rollout.ref_logprobs[0, 0] = -math.inf
-        return rollout
+        return rollout, failures
 
     progress, _, _ = ppo_step(run, 1, START)
     with monkeypatch.context() as patch:
