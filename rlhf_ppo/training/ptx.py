@@ -43,7 +43,7 @@ def encode_rows(
         The rows, and how many were dropped.
 
     Raises:
-        UserError: no chat template for messages, or nothing is left.
+        UserError: messages that the template refuses, or nothing is left.
     """
     check_template(tokenizer, [item.prompt for item in items], setting)
     positions = getattr(model.get_text_config(), "max_position_embeddings", None)

@@ -232,14 +232,6 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         data(system_prompt="Be kind."),
         ["plain_prompts.jsonl:1", "takes no system prompt", "set data.to_chat = always"],
     ),
-    "strings made messages without a chat template": (
-        data(to_chat="always"),
-        ["data.prompts", "chat template", "data.to_chat = never"],
-    ),
-    "transcripts without a chat template": (
-        add("prompts", prompt="\n\nHuman: why?\n\nAssistant:"),
-        ["data.prompts", "chat template", "data.to_chat = never"],
-    ),
     "held-out prompt in another form": (
         add("heldout_prompts", prompt="  The cat is"),
         ["plain_heldout.jsonl:9", "plain_prompts.jsonl:1", "data.overlap = drop"],
