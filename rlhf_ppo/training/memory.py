@@ -116,7 +116,7 @@ class Forecast:
     def lines(self) -> list[tuple[str, str]]:
         """Name and size of each part, for a table."""
         rows = [(name, size) for name, size in self.roles.items() if size]
-        rows += [(f"+ {name}, while it runs", size) for name, size in self.phases.items()]
+        rows += [(f"+ in {name}", size) for name, size in self.phases.items()]
         rows.append(("= at the peak", self.peak))
         if self.available is not None:
             rows.append(("there are", self.available))
