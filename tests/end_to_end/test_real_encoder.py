@@ -42,7 +42,7 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
 ) -> None:
     settings = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
     sizes = {
-        "demonstrations": 6000,
+        "demonstrations": 24_000,
         "preferences": 1600,
         "heldout_preferences": 400,
         "prompts": 1848,
@@ -60,12 +60,12 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
         "adam_beta2": 0.999,
         "weight_decay": 0.01,
     }
-    settings["ppo"] |= {"steps": 30}
+    settings["ppo"] |= {"steps": 40}
     settings["rollout"] |= {"batch_size": 64}
     settings["evaluation"] |= {"every": 0, "gold": f"{QUICKSTART / 'gold.py'}:score"}
     config = write_config(tmp_path / "config.yaml", settings)
     command = [sys.executable, "scripts/train.py", "--config", str(config)]
-    output = run_command(command, ROOT).stdout
+    output = run_command(command, ROOT, limit=1800).stdout
     assert "reward_model.init_from: the tokenizer has no chat template" in output
     run = tmp_path / "run"
     shape = json.loads((run / "reward_model" / "config.json").read_text(encoding="utf-8"))

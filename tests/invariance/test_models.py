@@ -233,6 +233,9 @@ def test_a_trained_adapter_is_where_the_run_starts(
         found = roles.policy.lm(ids).logits
     torch.testing.assert_close(found, own, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(bare, own, atol=1e-2)
+    trained = {name for name, p in roles.policy.named_parameters() if p.requires_grad}
+    ours = {f"lm.{name}" for name in adapter_parameters(roles.policy.lm, POLICY)}
+    assert trained == ours | {"value_head.weight", "value_head.bias"}
 
 
 def own_scores(path: str, base: str, texts: Sequence[tuple[str, str]]) -> Tensor:
@@ -454,3 +457,26 @@ def test_kl_is_exactly_0_in_bfloat16_too(start: str, written: dict[str, Folders]
     assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
     assert stats.ratio_first_error < 1e-2
     assert differences(roles).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("start", ["base", "adapter"])
+def test_a_value_model_of_its_own_is_trained_in_float32_and_checkpointed(
+    start: str, written: dict[str, Folders]
+) -> None:
+    """Beside a LoRA policy in bfloat16 it was in bfloat16 too, which loses small updates."""
+    folders = written["llama"]
+    policy = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    config = config_of(
+        getattr(folders, start),
+        folders.reward,
+        policy=policy,
+        lora={},
+        value={"model": "policy"},
+    )
+    roles, optimizer, processes = roles_of(config)
+    trunk = roles.policy.value_trunk
+    assert trunk is not None
+    assert {p.dtype for p in trunk.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in trunk.parameters())
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
+    learn(config, roles, optimizer, processes)
