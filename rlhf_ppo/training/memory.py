@@ -36,7 +36,7 @@ from rlhf_ppo.training.roles import make_optimizer
 GIB = 2**30
 # What a process holds beside tensors once it works: buffers of the matrix library and of the
 # allocator, measured; on a GPU the driver's own context.
-LIBRARIES = {"cpu": 200 * 2**20, "cuda": 700 * 2**20}
+LIBRARIES = {"cpu": 150 * 2**20, "cuda": 700 * 2**20}
 SAMPLING_BYTES = 20  # a vocabulary entry: logits, log-probabilities and their float64 sums
 
 
