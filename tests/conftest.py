@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,3 +29,11 @@ def gpt2_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     folder: Path = tmp_path_factory.mktemp("models")
     return write_gpt2_models(folder)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folders of models and adapters by architecture; read-only."""
+    from model_folders import Written
+
+    return Written(tmp_path_factory.mktemp("architectures"))

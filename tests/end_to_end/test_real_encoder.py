@@ -46,7 +46,7 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
         "preferences": 1600,
         "heldout_preferences": 400,
         "prompts": 1848,
-        "heldout_prompts": 96,
+        "heldout_prompts": 288,
     }
     settings |= {
         "output_dir": str(tmp_path / "run"),
@@ -60,7 +60,8 @@ def test_an_encoder_of_another_family_is_trained_as_reward_model_and_tuned_again
         "adam_beta2": 0.999,
         "weight_decay": 0.01,
     }
-    settings["ppo"] |= {"steps": 40}
+    settings["ppo"] |= {"steps": 50}
+    settings["kl"] |= {"beta": 0.05}
     settings["rollout"] |= {"batch_size": 64}
     settings["evaluation"] |= {"every": 0, "gold": f"{QUICKSTART / 'gold.py'}:score"}
     config = write_config(tmp_path / "config.yaml", settings)
