@@ -114,7 +114,7 @@ class Checked:
     """What trying the data on the models has told."""
 
     sizes: dict[str, int]  # by setting: how many prompts are short enough
-    policy: PretrainedConfig | None  # the model's configuration; None for an adapter
+    policy: PretrainedConfig | None  # the model's configuration; None: not made yet
     longest_prompt: int  # tokens
 
 

@@ -2,16 +2,17 @@
 
 import copy
 
+from peft import PeftConfig
 from transformers import PretrainedConfig
 
-from rlhf_ppo.config import Config, ModelSource, leaves
+from rlhf_ppo.config import Config, LoraConfig, ModelSource, leaves
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import load_model_config
+from rlhf_ppo.models.lora import base_path, is_adapter, peft_config, read_adapter
+from rlhf_ppo.models.shared import same_model
 from rlhf_ppo.plan import Plan
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.memory import Forecast, Work, forecast, gib, remedies
-
-Architectures = list[tuple[PretrainedConfig, str]]
+from rlhf_ppo.training.memory import Forecast, RewardShape, Work, forecast, gib, remedies
 
 
 def plan_memory(
@@ -35,7 +36,7 @@ def plan_memory(
         device=processes.device.type,
         precision=processes.precision,
     )
-    return forecast(config, policy, _reward_models(config, policy), work)
+    return forecast(config, policy, reward_shapes(config, policy), work, _start(config))
 
 
 def check_memory(config: Config, found: Forecast, sharers: int) -> None:
@@ -59,9 +60,9 @@ def check_memory(config: Config, found: Forecast, sharers: int) -> None:
     )
 
 
-def _reward_models(config: Config, policy: PretrainedConfig) -> Architectures:
-    """Configuration and dtype of each; one that the run will train has the policy's shape."""
-    found: Architectures = []
+def reward_shapes(config: Config, policy: PretrainedConfig) -> list[RewardShape]:
+    """The shape of each; one that the run will train has the policy's."""
+    found = []
     for name, leaf in leaves(config.reward.sources):
         if isinstance(leaf, ModelSource):
             setting = f"reward.sources[{name}].path"
@@ -69,5 +70,33 @@ def _reward_models(config: Config, policy: PretrainedConfig) -> Architectures:
             shape = copy.deepcopy(policy if own is None else own)
             if own is None:
                 shape.num_labels = 1
-            found.append((shape, leaf.dtype))
+            adapter = _adapter_on_base(config, leaf, setting)
+            found.append(RewardShape(shape, leaf.dtype, adapter))
     return found
+
+
+def _adapter_on_base(config: Config, leaf: ModelSource, setting: str) -> PeftConfig | None:
+    """The adapter of a reward model that will stand on the policy's base, as `SharedBase` decides.
+
+    None: it will be a whole model of its own.
+    """
+    one_base = config.lora is not None and config.policy.quantization is None
+    if not one_base or config.value.model == "reward" or leaf.dtype != config.policy.dtype:
+        return None
+    if leaf.path is None:  # about to be trained, from the policy's start unless another is given
+        made = config.reward_model
+        alike = made is not None and made.save == "adapter" and made.init_from is None
+        return peft_config(config.lora or LoraConfig(), "SEQ_CLS") if alike else None
+    start = config.policy.path
+    if start is None or not is_adapter(leaf.path):
+        return None
+    base = base_path(start, "policy.path")
+    same = same_model(base_path(leaf.path, setting), base)
+    return read_adapter(leaf.path, setting) if same else None
+
+
+def _start(config: Config) -> PeftConfig | None:
+    """The adapter that a LoRA run goes on with."""
+    path = config.policy.path
+    wanted = path is not None and config.lora is not None and config.sft is None
+    return read_adapter(str(path), "policy.path") if wanted and is_adapter(str(path)) else None

@@ -20,12 +20,16 @@ def main(arguments: Sequence[str]) -> None:
         "--variants", default="shared,separate", help="shared, separate, lora, bf16"
     )
     parser.add_argument("--scaling", help="vary one of prompts, response, vocabulary instead")
+    parser.add_argument(
+        "--memory", action="store_true", help="LoRA PPO beside a LoRA supervised step instead"
+    )
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--peer_script", help="its benchmark script")
     parser.add_argument("--out", type=Path, help="write all numbers here, as JSON")
     words = parser.parse_args(arguments)
     from rlhf_ppo.benchmark.compare import check, run_benchmark, table
+    from rlhf_ppo.benchmark.memory import memory_table, run_memory
     from rlhf_ppo.benchmark.scaling import run_scaling, scaling_table
 
     variants = words.variants.split(",")
@@ -33,6 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     if words.scaling is not None:
         result = run_scaling(words.scaling, words.steps, words.shape)
         shown = scaling_table(result)
+    elif words.memory:
+        result = run_memory(words.shape, words.steps)
+        shown = memory_table(result)
     else:
         peer = (words.peer_python, words.peer_script) if words.peer_python else None
         result = run_benchmark(words.shape, variants, words.steps, peer)

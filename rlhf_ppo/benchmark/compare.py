@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from rlhf_ppo.benchmark.models import AXES, LONGEST, SHAPES, Shape, make_assets
 from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS, make_config
 from rlhf_ppo.errors import UserError, raise_all
+from rlhf_ppo.resources import reward_shapes
 from rlhf_ppo.training.memory import Work, forecast
 
 Row = dict[str, float]
@@ -188,10 +189,9 @@ def alternate(workers: Mapping[str, Worker], steps: int) -> dict[str, Row]:
 def forecast_mb(folder: Path, shape: Shape, variant: str) -> float:
     """The memory that a run would have been told of at its start."""
     config = make_config(folder, shape, variant)
-    policy, reward = (AutoConfig.from_pretrained(folder / name) for name in ("policy", "reward"))
-    precision = config.hardware.mixed_precision or "no"
-    work = Work(shape.batch, LONGEST, "cpu", precision)
-    return forecast(config, policy, [(reward, "float32")], work).peak / 2**20
+    policy = AutoConfig.from_pretrained(folder / "policy")
+    work = Work(shape.batch, LONGEST, "cpu", config.hardware.mixed_precision or "no")
+    return forecast(config, policy, reward_shapes(config, policy), work).peak / 2**20
 
 
 def update_gflop(shape: Shape, variant: str, row: Row) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import peft
 import torch
 from transformers import (
     LlamaConfig,
@@ -82,6 +83,17 @@ def make_assets(shape: Shape, folder: Path) -> None:
         start += length
         rows.append(json.dumps({"prompt": tokenizer.decode(part), "input_ids": part}))
     (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def make_reward_adapter(folder: Path, rank: int) -> None:
+    """Write `reward_adapter/`: a reward model that is an adapter on `policy/`, as PEFT saves it."""
+    base = LlamaForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
+    settings = peft.LoraConfig(r=rank, target_modules="all-linear", task_type="SEQ_CLS")
+    adapter = peft.get_peft_model(base, settings)
+    adapter.save_pretrained(str(folder / "reward_adapter"))
+    PreTrainedTokenizerFast.from_pretrained(folder / "policy").save_pretrained(
+        folder / "reward_adapter"
+    )
 
 
 def _texts(draw: random.Random) -> list[str]:

@@ -25,10 +25,14 @@ from rlhf_ppo.training.ppo import PpoRun, ppo_step
 from rlhf_ppo.training.roles import build_roles, sampling_settings
 
 EPOCHS = 4
+RANK = 8
+ADAPTER = "reward_adapter"
 VARIANTS: dict[str, dict[str, Any]] = {
     "shared": {},
     "separate": {"value": {"model": "reward", "coefficient": 0.1}},
-    "lora": {"lora": {"rank": 8}},
+    "lora": {"lora": {"rank": RANK}},
+    "one_base": {"lora": {"rank": RANK}},
+    "one_base_values": {"lora": {"rank": RANK}, "value": {"model": "adapter"}},
     "bf16": {"hardware": {"mixed_precision": "bf16", "cpu_threads": 1}},
 }
 
@@ -43,7 +47,8 @@ def memory_mb(field: str) -> float:
 
 def make_config(assets: Path, shape: Shape, variant: str) -> Config:
     """Settings of a variant on the benchmark's models."""
-    reward = {"kind": "model", "path": str(assets / "reward")}
+    place = ADAPTER if variant.startswith("one_base") else "reward"
+    reward = {"kind": "model", "path": str(assets / place)}
     sections: dict[str, Any] = {
         "output_dir": "unused",
         "policy": {"path": str(assets / "policy")},

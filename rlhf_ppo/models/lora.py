@@ -153,13 +153,10 @@ def add_saved_adapter(lm: Any, name: str, path: str) -> bool:
     settings: Any = peft.PeftConfig.from_pretrained(path)
     if str(getattr(settings.peft_type, "value", settings.peft_type)) != "LORA":
         return False
-    settings.modules_to_save = None
-    settings.lora_dropout = 0.0
-    settings.inference_mode = True
     weights = {
         key: value for key, value in load_peft_weights(path, device="cpu").items() if "lora_" in key
     }
-    lm.add_adapter(name, settings)
+    add_frozen_adapter(lm, name, settings)
     places = {key.replace(f".{name}", ""): p for key, p in adapter_parameters(lm, name).items()}
     same = weights.keys() == places.keys() and all(
         weights[key].shape == place.shape for key, place in places.items()
@@ -170,8 +167,22 @@ def add_saved_adapter(lm: Any, name: str, path: str) -> bool:
     with torch.no_grad():
         for key, place in places.items():
             place.copy_(weights[key])
-            place.requires_grad_(False)
     return True
+
+
+def add_frozen_adapter(lm: Any, name: str, settings: Any) -> None:
+    """Add an adapter of a given shape that is never trained; its head, if it has one, is left out.
+
+    Args:
+        lm: a model with LoRA adapters.
+        name: of the new one.
+        settings: a `peft.LoraConfig`.
+    """
+    own = deepcopy(settings)
+    own.modules_to_save, own.lora_dropout, own.inference_mode = None, 0.0, True
+    lm.add_adapter(name, own)
+    for parameter in adapter_parameters(lm, name).values():
+        parameter.requires_grad_(False)
 
 
 def adapter_parameters(lm: nn.Module, name: str) -> dict[str, nn.Parameter]:

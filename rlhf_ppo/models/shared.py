@@ -43,7 +43,7 @@ class SharedBase:
         if not is_adapter(path) or dtype != self.dtype:
             return None
         head = read_head(path)
-        if head is None or not _same(base_path(path, setting), self.path):
+        if head is None or not same_model(base_path(path, setting), self.path):
             return None
         model = _around(find_trunk(base_model(self.lm)), base_model(self.lm), head["weight"])
         adapter = f"rlhf_reward_{name.replace('/', '_')}"
@@ -75,7 +75,7 @@ def _around(trunk: nn.Module, lm: PreTrainedModel, weight: torch.Tensor) -> PreT
     return model
 
 
-def _same(one: str, other: str) -> bool:
+def same_model(one: str, other: str) -> bool:
     """Whether two folders or hub ids are one model."""
     if Path(one).is_dir() and Path(other).is_dir():
         return Path(one).resolve() == Path(other).resolve()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,6 +28,7 @@ from transformers import (
 from rlhf_ppo.config import Config, ModelSource, leaves
 from rlhf_ppo.models.forward import Layout, find_trunk, sequence_states
 from rlhf_ppo.models.load import DTYPES
+from rlhf_ppo.models.lora import add_frozen_adapter
 from rlhf_ppo.models.packing import NAME
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
 from rlhf_ppo.plan import judging_tokens, training_tokens
@@ -96,6 +98,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class RewardShape:
+    """A reward model that nobody has loaded."""
+
+    config: PretrainedConfig
+    dtype: str
+    adapter: peft.PeftConfig | None = None  # it stands on the policy's base; None: a whole model
+
+
+@dataclass(frozen=True)
 class Forecast:
     """Bytes on one process."""
 
@@ -126,31 +137,20 @@ class Forecast:
 def forecast(
     config: Config,
     policy: PretrainedConfig,
-    rewards: Sequence[tuple[PretrainedConfig, str]],
+    rewards: Sequence[RewardShape],
     work: Work,
+    start: peft.PeftConfig | None = None,
 ) -> Forecast:
     """Bytes that PPO will take on one process.
 
     Args:
         config: settings.
         policy: configuration of the policy's model.
-        rewards: configuration and dtype of each reward model.
+        rewards: each reward model.
         work: the largest pieces of work.
+        start: of the adapter that a LoRA run goes on with.
     """
-    with torch.device("meta"):  # by the run's own code, shapes alone
-        lm = _empty(AutoModelForCausalLM, policy, config.policy.dtype)
-        models = [_empty(AutoModelForSequenceClassification, *each) for each in rewards]
-        trained = build_policy(
-            lm,
-            config.lora,
-            config.value,
-            models[0] if models else None,
-            config.policy.gradient_checkpointing,
-        )
-        reference = None
-        if config.lora is None:
-            copy = _empty(AutoModelForCausalLM, policy, config.policy.dtype)
-            reference = FrozenPolicy(copy)
+    trained, reference, models = _build(config, policy, rewards, start)
     place = torch.device(work.device)
     roles: dict[str, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, place:
@@ -165,13 +165,44 @@ def forecast(
         with _autocast(work):
             phases = {"rollout": _rollout(config, trained, work)}
             live.extra(live.now)
-            phases["judge"] = _judge(config, live, trained, reference, models, work)
+            judges = [find_trunk(base_model(trained.lm))] * (len(models) < len(rewards))
+            judges += [model.base_model for model in models]
+            phases["judge"] = _judge(config, live, trained, reference, judges, work)
             update, optimizer, gradients = _update(config, live, trained, work)
     roles["optimizer"] = optimizer
     # Gradients are there in the update alone: between the steps they are forgotten.
     phases["update"] = update + gradients
     roles["libraries"] = LIBRARIES.get(work.device, LIBRARIES["cuda"])
     return Forecast(roles, phases, available_bytes(work.device))
+
+
+def _build(
+    config: Config,
+    policy: PretrainedConfig,
+    rewards: Sequence[RewardShape],
+    start: peft.PeftConfig | None,
+) -> tuple[PolicyWithValueHead, FrozenPolicy | None, list[PreTrainedModel]]:
+    """Policy, reference and whole reward models by the run's own code, shapes alone."""
+    dtype = config.policy.dtype
+    with torch.device("meta"):
+        lm: Any = _empty(AutoModelForCausalLM, policy, dtype)
+        models = [
+            _empty(AutoModelForSequenceClassification, each.config, each.dtype)
+            for each in rewards
+            if each.adapter is None
+        ]
+        if start is not None:
+            lm = peft.PeftModel(lm, start)
+        first = models[0] if models else None
+        checkpointing = config.policy.gradient_checkpointing
+        trained = build_policy(lm, config.lora, config.value, first, checkpointing)
+        on_base = [each.adapter for each in rewards if each.adapter is not None]
+        for number, adapter in enumerate(on_base):
+            add_frozen_adapter(trained.lm, f"rlhf_reward_{number}", adapter)
+        reference = None
+        if config.lora is None:
+            reference = FrozenPolicy(_empty(AutoModelForCausalLM, policy, dtype))
+    return trained, reference, models
 
 
 def available_bytes(device: str) -> int | None:
@@ -277,19 +308,20 @@ def _judge(
     live: LiveBytes,
     policy: PolicyWithValueHead,
     reference: FrozenPolicy | None,
-    models: Sequence[PreTrainedModel],
+    judges: Sequence[nn.Module],
     work: Work,
 ) -> int:
-    """Most bytes of a forward pass of any role."""
+    """Most bytes of a forward pass of any role; `judges` are the reward models' trunks."""
     layout = _layout(config, work, judging_tokens(config.ppo, work.device))
     resident = live.now
     policy(layout, config.rollout.temperature)
     if reference is not None:
         reference(layout, config.rollout.temperature)
     sources = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
-    for source, model in zip(sources, models, strict=True):
-        part = _layout(config, work, source.batch_tokens)
-        sequence_states(model.base_model, part.ids, part.positions, part.lengths)
+    if sources:
+        part = _layout(config, work, max(source.batch_tokens for source in sources))
+        for trunk in judges:
+            sequence_states(trunk, part.ids, part.positions, part.lengths)
     return live.extra(resident)
 
 

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 from cli import ROOT, run_command, run_here
+from transformers import AutoConfig
 
 from rlhf_ppo.benchmark.compare import run_benchmark, table, update_gflop
-from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape
+from rlhf_ppo.benchmark.memory import memory_table, run_memory
+from rlhf_ppo.benchmark.models import AXES, SHAPES, Shape, make_assets, make_reward_adapter
 from rlhf_ppo.benchmark.scaling import run_scaling, scaling_table
+from rlhf_ppo.benchmark.worker import RANK, make_config, make_run
+from rlhf_ppo.models.forward import find_trunk
+from rlhf_ppo.models.policy import base_model
+from rlhf_ppo.resources import reward_shapes
 
 
 def test_both_variants_are_timed_in_alternation(tmp_path: Path) -> None:
@@ -50,6 +56,30 @@ def test_memory_is_what_the_forecast_says(variant: str) -> None:
     """
     found = run_benchmark("W", [variant], steps=1, peer=None)["sides"][variant]
     assert found["forecast_mb"] == pytest.approx(found["memory_mb"], rel=0.2)
+
+
+@pytest.mark.parametrize("variant", ["lora", "one_base", "one_base_values"])
+def test_the_forecast_knows_what_stands_on_the_policys_base(variant: str, tmp_path: Path) -> None:
+    """Foretold by one function and decided by another: they must agree."""
+    make_assets(SHAPES["XS"], tmp_path)
+    make_reward_adapter(tmp_path, RANK)
+    config = make_config(tmp_path, SHAPES["XS"], variant)
+    policy = AutoConfig.from_pretrained(tmp_path / "policy")
+    foretold = reward_shapes(config, policy)[0].adapter is not None
+    run = make_run(tmp_path, SHAPES["XS"], variant)
+    judge = run.roles.reward.first_model()
+    assert judge is not None
+    built = judge.model.base_model is find_trunk(base_model(run.roles.policy.lm))
+    assert foretold == built == (variant != "lora")
+
+
+@pytest.mark.slow
+def test_four_roles_on_one_base_take_little_more_than_a_supervised_step() -> None:
+    result = run_memory("W", steps=2)
+    sides = result["sides"]
+    assert sides["one_base"]["share"] < 1.35
+    assert sides["separate"]["share"] > 2
+    assert "| plain LoRA supervised step |" in memory_table(result)
 
 
 def test_ratios_are_the_peers_time_over_ours() -> None:

@@ -9,10 +9,19 @@ import pytest
 import torch
 from helpers import FAMILIES, make_config, tiny_model
 
+from rlhf_ppo.config import LoraConfig
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import lay_out
+from rlhf_ppo.models.lora import peft_config
 from rlhf_ppo.resources import check_memory
-from rlhf_ppo.training.memory import Forecast, LiveBytes, Work, available_bytes, forecast
+from rlhf_ppo.training.memory import (
+    Forecast,
+    LiveBytes,
+    RewardShape,
+    Work,
+    available_bytes,
+    forecast,
+)
 
 WORK = Work(responses=8, prompt_tokens=10, device="cpu")
 ROLLOUT = {"batch_size": 8, "max_new_tokens": 20}
@@ -95,10 +104,39 @@ def test_reward_models_are_counted_each_in_its_own_type() -> None:
     policy = tiny_model("llama").config
     shape = tiny_model("llama").config
     shape.num_labels = 1
-    models = [(shape, "float32"), (shape, "bfloat16")]
+    models = [RewardShape(shape, "float32"), RewardShape(shape, "bfloat16")]
     found = forecast(config, policy, models, WORK).roles["reward models"]
     trunk = weights(tiny_model("llama").model)
     assert found == pytest.approx(1.5 * trunk, rel=0.02)
+
+
+def test_a_reward_adapter_on_the_policys_base_is_no_second_model() -> None:
+    """It was counted as a whole model, so that LoRA runs seemed to need twice their base."""
+    sources = [{"kind": "model", "path": "r"}]
+    config = make_config(rollout=ROLLOUT, reward={"sources": sources}, lora={"rank": 2})
+    shape = tiny_model("llama").config
+    shape.num_labels = 1
+    settings = peft_config(LoraConfig(rank=2), "SEQ_CLS")
+    found = forecast(config, shape, [RewardShape(shape, "float32", settings)], WORK)
+    alone = foresee(lora={"rank": 2})
+    adapters = found.roles["policy and values"] - alone.roles["policy and values"]
+    assert found.roles["reward models"] == 0
+    assert found.roles["optimizer"] == alone.roles["optimizer"], "it is not trained"
+    # Two moments of each trained weight, of the policy's adapter and a head of 33.
+    assert adapters == pytest.approx(alone.roles["optimizer"] / 2 - 4 * 33, rel=0.02)
+
+
+def test_a_trained_adapter_has_a_frozen_copy_beside_it() -> None:
+    config = make_config(
+        rollout=ROLLOUT, reward={"sources": [{"kind": "function", "path": "a:b"}]}, lora={}
+    )
+    start = peft_config(LoraConfig(rank=4), "CAUSAL_LM")
+    shape = tiny_model("llama").config
+    found = forecast(config, shape, [], WORK, start).roles
+    fresh = foresee(lora={"rank": 4}).roles
+    more = found["policy and values"] - fresh["policy and values"]
+    assert more == pytest.approx(fresh["optimizer"] / 2 - 4 * 33, rel=0.02)
+    assert found["optimizer"] == fresh["optimizer"]
 
 
 def test_activations_are_those_that_autograd_keeps() -> None:
