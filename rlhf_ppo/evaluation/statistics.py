@@ -27,6 +27,7 @@ def bootstrap_mean(values: Sequence[float], samples: int, seed: int) -> Estimate
     data = torch.tensor(values, dtype=torch.float64)
     mean = data.mean()
     means = resampled_means((data - mean)[:, None], samples, seed)[:, 0] + mean
+    means = means.clamp(data.min(), data.max())  # rounding must not leave the range of the data
     return interval(float(mean), means, data - mean)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -11,32 +12,34 @@ from rlhf_ppo.console import console, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.template import as_text
 from rlhf_ppo.evaluation.sides import Side
+from rlhf_ppo.evaluation.statistics import Estimate
 
 Summary = dict[str, Any]
+EQUAL = "  at equal length"
 SHOWN = ("score", "gold", "length", "stopped", "distinct_1", "distinct_2", "repetition", "kl")
 
 
 def show_summary(summary: Summary) -> None:
     """Print the sides next to each other, the win rates, and what the score was bought with."""
-    columns = {"reference": summary["reference"], "policy": summary["policy"]}
-    rates = {"policy": summary}
-    if "greedy" in summary:
-        columns |= {f"{name}, greedy": summary["greedy"][name] for name in ("reference", "policy")}
-        rates["policy, greedy"] = summary["greedy"]
-    table = Table(title=f"{summary['prompts']} held-out prompts, mean and 95 % interval")
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for label, key in _rows(summary["policy"]).items():
-        cells = [_cell(_lookup(side, key), name) for name, side in columns.items()]
-        table.add_row(label, *cells)
-    for kind, label in (("win_rate", "win rate"), ("length_controlled", "  same, at equal length")):
-        for by in summary.get(kind, {}):
-            found = [rates[name][kind][by] if name in rates else None for name in columns]
-            table.add_row(
-                f"{label} by {by}",
-                *[_cell(rate, name) for rate, name in zip(found, columns, strict=True)],
-            )
+    policy, reference = summary["policy"], summary["reference"]
+    greedy = summary.get("greedy")
+    title = f"{summary['prompts']} held-out prompts, mean and 95 % interval"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("", "reference", "policy", *(["greedy"] if greedy else [])):
+        table.add_column(name, justify="right" if name else "left")
+
+    def add(label: str, old: Estimate | None, new: Estimate | None, both: str) -> None:
+        table.add_row(label, _interval(old), _interval(new), *([both] if greedy else []))
+
+    for label, key in _rows(policy).items():
+        sides = [greedy and _lookup(greedy[name], key) for name in ("reference", "policy")]
+        means = [f"{side['mean']:.2f}" for side in sides if side]
+        add(label, _lookup(reference, key), _lookup(policy, key), " > ".join(means))
+    for by in summary["win_rate"]:
+        for kind, label in (("win_rate", f"win rate by {by}"), ("length_controlled", EQUAL)):
+            if kind in summary:
+                mean = f"{greedy[kind][by]['mean']:.2f}" if greedy else ""
+                add(label, None, summary[kind][by], mean)
     console.print(table)
     if summary.get("models"):
         _show_models(summary["models"])
@@ -77,15 +80,16 @@ def _show_models(models: dict[str, Summary]) -> None:
     """One row for each other model and way to decode."""
     first = next(iter(models.values()))["sampled"]
     numbers = [name for name in ("score", "gold", "length") if name in first["side"]]
-    table = Table(title="other models against the reference")
-    for title in ("", *numbers, "kl", *(f"win rate by {by}" for by in first["win_rate"])):
-        table.add_column(title, justify="right")
+    title = "other models against the reference"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("", *numbers, "kl", *(f"win rate by {by}" for by in first["win_rate"])):
+        table.add_column(name, justify="right" if name else "left")
     for name, model in models.items():
         for how in ("sampled", "greedy"):
             if how in model:
                 side, rates = model[how]["side"], model[how]["win_rate"]
                 found = [side.get(number) for number in (*numbers, "kl")] + [*rates.values()]
-                table.add_row(f"{name}, {how}", *[_cell(estimate) for estimate in found])
+                table.add_row(f"{name}, {how}", *[_interval(estimate) for estimate in found])
     console.print(table)
 
 
@@ -135,14 +139,9 @@ def _show_answer(label: str, style: str, side: Side, index: int) -> None:
     console.print(answer)
 
 
-def _cell(estimate: dict[str, float] | None, column: str = "") -> str:
-    """Greedy columns show means alone: the intervals are in `summary.json`."""
-    if estimate is not None and column.endswith("greedy"):
-        return f"{estimate['mean']:.2f}"
-    return _interval(estimate)
-
-
-def _interval(estimate: dict[str, float] | None) -> str:
+def _interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
-    return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    digits = 1 if abs(estimate["mean"]) >= 10 else 2
+    mean, low, high = (f"{estimate[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
