@@ -81,8 +81,8 @@ def test_wins_by_length_alone_are_taken_away() -> None:
 
 def test_the_regression_is_at_its_maximum() -> None:
     """Against a search over a grid of the penalised log-likelihood, written out by hand."""
-    (longer,), (won,) = lengths_and_wins(1, 64, 0.4)
-    won[:6] = 0.5
+    (longer,), (won,) = lengths_and_wins(1, 12, 0.4)  # few, so that the prior weighs something
+    won[:2] = 0.5
     x = torch.tanh(longer / longer.std(unbiased=False))
     best = (-math.inf, 0.0)
     for a in torch.linspace(-1, 2, 301, dtype=torch.float64):
