@@ -20,8 +20,9 @@ from rlhf_ppo.data.sources import check_columns
 from rlhf_ppo.data.template import Text, joined, long_rows
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.gold import GoldScorer
+from rlhf_ppo.evaluation.judge import check_judge
 from rlhf_ppo.models.load import load_model_config, load_tokenizer
-from rlhf_ppo.preflight import check_policy, check_reward
+from rlhf_ppo.preflight import check_models, check_policy, check_reward
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.sft import starting_point
 
@@ -130,6 +131,11 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
     problems += problem_of(lambda: _check_examples(config, tokenizer, inputs))
     asked = inputs.train_prompts + inputs.heldout_prompts
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
+    if "evaluation" in stages:
+        problems += problem_of(lambda: check_models(config, inputs.heldout_prompts))
+        judge = config.evaluation.judge
+        if judge is not None and inputs.heldout_prompts:
+            problems += problem_of(lambda: check_judge(judge, inputs.heldout_prompts[0]))
     gold = inputs.gold
     if gold is not None and inputs.heldout_prompts:
         problems += problem_of(lambda: gold.check(asked))

@@ -18,8 +18,10 @@ from rlhf_ppo.data.prompts import (
     encode_prompts,
 )
 from rlhf_ppo.errors import GuardError, UserError
-from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
-from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
+from rlhf_ppo.evaluation.heldout import during_training
+from rlhf_ppo.evaluation.sides import Evaluator
+from rlhf_ppo.evaluation.stage import evaluate, write_evaluation
+from rlhf_ppo.evaluation.table import show_frontier, show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs
 from rlhf_ppo.models.save import save_policy
 from rlhf_ppo.plan import make_plan
@@ -64,7 +66,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
         check_memory(config, prepared.memory, processes.sharers)
     finished = finished_stages(config, stages, stamps)
     processes.wait()  # all have looked before one writes
-    processes.on_main(lambda: _write_start(config, inputs))
+    processes.on_main(lambda: _write_start(config, stages, inputs))
     stopped = None
     for stage in stages:
         if stage in finished:
@@ -187,8 +189,8 @@ def _train_policy(
 def _evaluate(
     config: Config, inputs: Inputs, folder: Path, stamp: Stamp, processes: Processes
 ) -> None:
-    policy = Path(config.output_dir) / FOLDERS["ppo"]
-    roles = load_for_evaluation(config, str(policy), model_paths(config), processes)
+    policy = config.evaluation.policy or str(Path(config.output_dir) / FOLDERS["ppo"])
+    roles = load_for_evaluation(config, policy, model_paths(config), processes)
     prompts, _ = encode_prompts(
         inputs.heldout_prompts,
         roles.tokenizer,
@@ -197,20 +199,21 @@ def _evaluate(
     )
     sampling = sampling_settings(config, roles)
     evaluator = Evaluator(config, roles, sampling, processes, inputs.gold)
-    moments = _moments_of(policy, config)
-    policy_side = evaluator.policy_side(prompts, moments)
-    reference_side = evaluator.reference_side(prompts, moments)
-    summary = summarise(config, policy_side, reference_side)
+    found = evaluate(evaluator, prompts, _moments_of(Path(policy), config))
     save_stage(
         folder,
         processes,
         stamp,
-        lambda target: write_results(target, summary, prompts, policy_side, reference_side),
+        lambda target: write_evaluation(target, config, prompts, found),
     )
     if processes.is_main:
-        show_samples(prompts, policy_side, reference_side, config.evaluation.samples_shown)
-        show_summary(summary)
+        answers = found.answers
+        show_samples(prompts, answers.policy, answers.reference, config.evaluation.samples_shown)
+        show_summary(found.summary)
+        show_frontier(found.frontier)
         say(f"written to {folder}")
+    if found.judge_failed is not None:
+        raise UserError(found.judge_failed)
 
 
 def _moments_of(policy: Path, config: Config) -> dict[str, Moments]:
@@ -240,12 +243,14 @@ def _encode_text(
     return rows
 
 
-def _write_start(config: Config, inputs: Inputs) -> None:
+def _write_start(config: Config, stages: Sequence[str], inputs: Inputs) -> None:
     """What the run was told, what it found in its data, and what it assumes of its tokenizers."""
     for line in [*inputs.report.lines(), *assumptions(config, inputs.texts)]:
         say(line)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if stages == ["evaluation"] and (folder / "config.yaml").exists():
+        return  # these stay those of the run; evaluation/ has its own settings
     text = to_yaml(config.model_copy(update={"resume": False}))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     inputs.report.write(folder)

@@ -53,6 +53,7 @@ def check_machine(config: Config, device: torch.device) -> None:
 def assumptions(config: Config, texts: Sequence[Text]) -> list[str]:
     """What is assumed of the given tokenizers, one line each; `texts` is what they will read."""
     paths = {"policy.path": config.policy.path}
+    paths |= {f"evaluation.models.{name}": path for name, path in config.evaluation.models.items()}
     if config.reward_model is not None:
         paths["reward_model.init_from"] = config.reward_model.init_from
     for name, leaf in leaves(config.reward.sources):
@@ -123,6 +124,30 @@ def check_reward(
             case HttpSource() if prompts:
                 problems += problem_of(partial(RewardService(leaf, setting).check, prompts))
     raise_all(problems)
+
+
+def check_models(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Try the held-out prompts on the other models of the evaluation.
+
+    Raises:
+        UserError: lists all whose tokenizer or configuration cannot be loaded, whose template
+            refuses the messages, or that lack a stop token of the run.
+    """
+    given = {f"evaluation.models.{name}": path for name, path in config.evaluation.models.items()}
+    problems: list[str] = []
+    for setting, path in given.items():
+        problems += problem_of(partial(_check_other, config, setting, path, prompts))
+    policy = config.evaluation.policy
+    if policy is not None:
+        problems += problem_of(partial(load_model_config, policy, "evaluation.policy"))
+    raise_all(problems)
+
+
+def _check_other(config: Config, setting: str, path: str, prompts: Sequence[Prompt]) -> None:
+    tokenizer = load_tokenizer(path, setting)
+    load_model_config(path, setting)
+    check_stop_tokens(tokenizer, config.rollout.stop_tokens)
+    check_template(tokenizer, [prompt.text for prompt in prompts], setting)
 
 
 def _check_function(source: FunctionSource, setting: str, prompts: Sequence[Prompt]) -> None:

@@ -62,6 +62,12 @@ def finished_stages(config: Config, stages: Sequence[str], stamps: dict[str, Sta
     folder = Path(config.output_dir)
     if not config.resume:
         whole = len(stages) > 1
+        again = folder / FOLDERS["evaluation"]
+        if list(stages) == ["evaluation"] and folder_is_used(again):
+            raise UserError(
+                f"output_dir: {again} is there already. Evaluate again and replace it by "
+                "--resume true, or move it away. Nothing was changed."
+            )
         targets = [folder] if whole else [folder / FOLDERS[stages[0]]]
         if stages[0] == "ppo":
             targets += [folder / "checkpoints", folder / "metrics.jsonl"]
@@ -112,7 +118,8 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
     if config.sft is None and config.policy.path is None:
         problems.append("policy.path: missing; give a model, or an sft section to make one")
     untrained = trained_source(config.reward) if config.reward_model is None else None
-    if untrained is not None and "ppo" in stages:
+    made_before = (folder / FOLDERS["reward_model"]).is_dir() and "ppo" not in stages
+    if untrained is not None and {"ppo", "evaluation"} & set(stages) and not made_before:
         problems.append(
             f"reward.sources[{untrained.name}].path: missing; give a reward model, a reward_model "
             "section to train one, or another kind of reward source"
@@ -126,13 +133,16 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
         problems.append(
             f"{folder / 'reward_model'}: not there yet; run scripts/reward_model.py first"
         )
-    if "evaluation" in stages and "ppo" not in stages and not (folder / "policy").is_dir():
-        problems.append(f"{folder / 'policy'}: not there yet; run scripts/ppo.py first")
+    problems += _problems_of_evaluation(config, stages)
     given = {"policy.path": config.policy.path} | {
         f"reward.sources[{name}].path": leaf.path
         for name, leaf in leaves(config.reward.sources)
         if isinstance(leaf, ModelSource)
     }
+    if "evaluation" in stages:
+        models = config.evaluation.models
+        given |= {f"evaluation.models.{name}": path for name, path in models.items()}
+        given["evaluation.policy"] = config.evaluation.policy
     for setting, path in given.items():
         if path is not None:
             problems += problem_of(lambda p=path, s=setting: check_model_path(p, s))  # type: ignore[misc]
@@ -143,6 +153,25 @@ def _check_starting_points(config: Config, stages: Sequence[str]) -> None:
         own = config.value.model == "adapter"
         problems += problem_of(lambda: find_values(start, needs_adapter=own))
     raise_all(problems)
+
+
+def _problems_of_evaluation(config: Config, stages: Sequence[str]) -> list[str]:
+    """There is one policy to evaluate: the one that is given, or the run's."""
+    given, made = config.evaluation.policy, Path(config.output_dir) / FOLDERS["ppo"]
+    if "evaluation" not in stages:
+        return []
+    if given is not None and "ppo" in stages:
+        return [
+            f"evaluation.policy = {given!r}: this run makes a policy of its own and evaluates "
+            "that; leave it out, name the other model in evaluation.models, or use "
+            "scripts/evaluate.py"
+        ]
+    if given is None and "ppo" not in stages and not made.is_dir():
+        return [
+            f"{made}: not there yet; run scripts/ppo.py first, or give the model to evaluate as "
+            "evaluation.policy"
+        ]
+    return []
 
 
 def _check_sizes(

@@ -86,7 +86,16 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     if config.data.overlap == "drop":  # then the held-out prompts decide what is trained on
         ppo["without"] = data["heldout_prompts"]
     ppo |= {"start": start, "reward_from": reward, "prompts": data["prompts"]}
+    asked = settings["evaluation"]
+    if config.evaluation.judge is not None:  # not how it is asked
+        judge = config.evaluation.judge.model_dump(include={"model", "prompts", "template"})
+        asked["judge"] = judge | {"options": config.evaluation.judge.options}
+    models = {name: _model(path) for name, path in config.evaluation.models.items()}
+    given = config.evaluation.policy
     evaluation = {
+        **{name: asked[name] for name in ("greedy", "best_of", "best_of_prompts", "judge")},
+        "models": models,
+        "given": None if given is None else _model(given),
         "policy": ppo,
         "steps": config.ppo.steps,
         "save": config.checkpoint.save,

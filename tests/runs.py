@@ -20,7 +20,7 @@ from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.rollout.noise import sampling_noise
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.ppo import PpoRun
+from rlhf_ppo.training.ppo import HeldOut, PpoRun
 from rlhf_ppo.training.roles import make_optimizer
 from rlhf_ppo.training.train_batch import loss_settings, make_train_batch
 from rlhf_ppo.training.update import UpdateStats, ppo_update
@@ -90,7 +90,7 @@ def assemble(
         sampling=SamplingSettings(limit, temperature, stop, config.rollout.generation_batch_size),
         processes=processes,
         gold=None,
-        evaluate=lambda step: {},
+        evaluate=lambda progress: HeldOut({}, {}),
     )
 
 

@@ -21,7 +21,7 @@ from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.ppo import PpoRun, ppo_step
+from rlhf_ppo.training.ppo import HeldOut, PpoRun, ppo_step
 from rlhf_ppo.training.roles import build_roles, sampling_settings
 
 EPOCHS = 4
@@ -79,7 +79,7 @@ def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
         sampling=sampling_settings(config, roles),
         processes=processes,
         gold=None,
-        evaluate=lambda step: {},
+        evaluate=lambda progress: HeldOut({}, {}),
     )
 
 

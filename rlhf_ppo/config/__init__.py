@@ -7,6 +7,7 @@ each field is its documentation: `--help`, error messages and the docs are made 
 from pydantic import model_validator
 
 from rlhf_ppo.config.base import CountOrZero, Settings
+from rlhf_ppo.config.evaluation import EvaluationConfig, JudgeConfig
 from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, PtxConfig, RolloutConfig
 from rlhf_ppo.config.models import LoraConfig, PolicyConfig, ScratchConfig, ValueConfig
 from rlhf_ppo.config.rewards import (
@@ -23,7 +24,6 @@ from rlhf_ppo.config.rules import contradictions
 from rlhf_ppo.config.run import (
     CheckpointConfig,
     DataConfig,
-    EvaluationConfig,
     GuardConfig,
     HardwareConfig,
     LoggingConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "GuardConfig",
     "HardwareConfig",
     "HttpSource",
+    "JudgeConfig",
     "KlConfig",
     "Leaf",
     "LoggingConfig",

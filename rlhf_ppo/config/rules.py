@@ -25,6 +25,7 @@ def contradictions(config: "Config") -> Iterator[str]:
     yield from _of_advantage(config)
     yield from _of_update(config)
     yield from _of_guard(config)
+    yield from _of_evaluation(config)
     kl = config.kl
     if kl.controller != "fixed" and kl.beta == 0:
         yield (
@@ -259,4 +260,19 @@ def _of_guard(config: "Config") -> Iterator[str]:
         yield (
             "checkpoint.save = best with evaluation.every = 0: nothing would be compared; set "
             "evaluation.every to 1 or more, or checkpoint.save to last"
+        )
+
+
+def _of_evaluation(config: "Config") -> Iterator[str]:
+    evaluation = config.evaluation
+    if evaluation.best_of == 1:
+        yield (
+            "evaluation.best_of = 1: the best of one sample is that sample; set it to 2 or more, "
+            "or to 0 for none"
+        )
+    most = evaluation.best_of_prompts
+    if evaluation.best_of == 0 and most != type(evaluation).model_fields["best_of_prompts"].default:
+        yield (
+            f"evaluation.best_of_prompts = {most} has no effect with evaluation.best_of = 0; "
+            "remove it, or set evaluation.best_of to 2 or more"
         )

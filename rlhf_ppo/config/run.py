@@ -78,21 +78,6 @@ class GuardConfig(Settings):
     """rollback: learning rates are multiplied by this each time."""
 
 
-class EvaluationConfig(Settings):
-    """Policy against reference on held-out prompts."""
-
-    every: CountOrZero = 50
-    """PPO steps between evaluations during training; 0: only at the end."""
-    prompts_during_training: Count = 64
-    """Held-out prompts of an evaluation during training; the last one takes all."""
-    gold: str | None = None
-    """Scorer that training never sees, as "folder/file.py:function" or "module:function"."""
-    bootstrap_samples: Count = 10000
-    """Resamples behind each 95 % interval."""
-    samples_shown: CountOrZero = 4
-    """Before/after samples printed at the end."""
-
-
 class LoggingConfig(Settings):
     """What is shown and recorded while a run goes on; `metrics.jsonl` is always written."""
 

@@ -4,33 +4,111 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_ppo.console import console, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.template import as_text
-from rlhf_ppo.evaluation.heldout import Side
+from rlhf_ppo.evaluation.sides import Side
+from rlhf_ppo.evaluation.statistics import Estimate
+
+Summary = dict[str, Any]
+EQUAL = "  at equal length"
+SHOWN = ("score", "gold", "length", "stopped", "distinct_1", "distinct_2", "repetition", "kl")
 
 
-def show_summary(summary: dict[str, Any]) -> None:
-    """Print both sides next to each other, and the win rates."""
-    table = Table(title=f"{summary['prompts']} held-out prompts, mean and 95 % interval")
-    table.add_column("")
-    table.add_column("reference", justify="right")
-    table.add_column("policy", justify="right")
+def show_summary(summary: Summary) -> None:
+    """Print the sides next to each other, the win rates, and what the score was bought with."""
     policy, reference = summary["policy"], summary["reference"]
-    for name in ("score", "gold", "length", "stopped", "distinct_2", "kl"):
-        if name in policy:
-            table.add_row(name, _interval(reference.get(name)), _interval(policy[name]))
-    for title, parts in (("reward", "reward_parts"), ("gold", "gold_parts")):
-        for name, estimate in policy.get(parts, {}).items():
-            table.add_row(
-                f"  {title}: {name}", _interval(reference[parts][name]), _interval(estimate)
-            )
-    for name, estimate in summary["win_rate"].items():
-        table.add_row(f"win rate by {name}", "0.50", _interval(estimate))
+    greedy = summary.get("greedy")
+    title = f"{summary['prompts']} held-out prompts, mean and 95 % interval"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("", "reference", "policy", *(["greedy"] if greedy else [])):
+        table.add_column(name, justify="right" if name else "left")
+
+    def add(label: str, old: Estimate | None, new: Estimate | None, both: str) -> None:
+        table.add_row(label, _interval(old), _interval(new), *([both] if greedy else []))
+
+    for label, key in _rows(policy).items():
+        sides = [greedy and _lookup(greedy[name], key) for name in ("reference", "policy")]
+        means = [f"{side['mean']:.2f}" for side in sides if side]
+        add(label, _lookup(reference, key), _lookup(policy, key), " > ".join(means))
+    for by in summary["win_rate"]:
+        for kind, label in (("win_rate", f"win rate by {by}"), ("length_controlled", EQUAL)):
+            if kind in summary:
+                mean = f"{greedy[kind][by]['mean']:.2f}" if greedy else ""
+                add(label, None, summary[kind][by], mean)
     console.print(table)
+    if summary.get("models"):
+        _show_models(summary["models"])
+    if "judge" in summary:
+        say(_judge_line(summary["judge"]))
+    if summary.get("exploited"):
+        say(exploited_line(summary))
+
+
+def show_frontier(frontier: Summary | None) -> None:
+    """Print where more optimisation began to cost gold, or that it did not."""
+    names = {"best_of_n": "best-of-n of the reference", "ppo": "PPO"}
+    for name, found in (frontier or {}).get("turning_point", {}).items():
+        say(f"{names[name]}: {found['text']}")
+
+
+def exploited_line(summary: Summary) -> str:
+    """Which errors the higher score came with, in one line."""
+    policy, reference = summary["policy"], summary["reference"]
+    parts = ", ".join(
+        f"{item['part']} {_short(item['reference'])} -> {_short(item['policy'])}"
+        for item in summary["exploited"]
+    )
+    change = policy["gold"]["mean"] - reference["gold"]["mean"]
+    gold = "down" if change < 0 else "up"
+    return f"score up, gold {gold}: exploited: {parts}"
+
+
+def _rows(side: Summary) -> dict[str, str]:
+    """Labels of the table's rows, and where their numbers stand in a side."""
+    rows = {name: name for name in SHOWN if name in side}
+    for group, title in (("reward_parts", "reward"), ("gold_parts", "gold")):
+        rows |= {f"  {title}: {name}": f"{group}/{name}" for name in side.get(group, {})}
+    return rows
+
+
+def _show_models(models: dict[str, Summary]) -> None:
+    """One row for each other model and way to decode."""
+    first = next(iter(models.values()))["sampled"]
+    numbers = [name for name in ("score", "gold", "length") if name in first["side"]]
+    title = "other models against the reference"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("", *numbers, "kl", *(f"win rate by {by}" for by in first["win_rate"])):
+        table.add_column(name, justify="right" if name else "left")
+    for name, model in models.items():
+        for how in ("sampled", "greedy"):
+            if how in model:
+                side, rates = model[how]["side"], model[how]["win_rate"]
+                found = [side.get(number) for number in (*numbers, "kl")] + [*rates.values()]
+                table.add_row(f"{name}, {how}", *[_interval(estimate) for estimate in found])
+    console.print(table)
+
+
+def _judge_line(judge: Summary) -> str:
+    failed = f", {judge['failed']} without a verdict" if judge["failed"] else ""
+    return (
+        f"judge {judge['model']}, {judge['prompts']} prompts in both orders{failed}: win rate "
+        f"{_interval(judge['win_rate'])}; the answer shown first wins "
+        f"{_interval(judge['first_shown'])}; opposite verdicts on {judge['inconsistent']:.0%}"
+    )
+
+
+def _lookup(side: Summary, key: str) -> Any:
+    group, slash, name = key.partition("/")
+    return side.get(group, {}).get(name) if slash else side.get(group)
+
+
+def _short(share: float) -> str:
+    return f"{share:.2f}".replace("0.", ".", 1) if 0 <= share < 1 else f"{share:.2f}"
 
 
 def show_samples(
@@ -61,7 +139,9 @@ def _show_answer(label: str, style: str, side: Side, index: int) -> None:
     console.print(answer)
 
 
-def _interval(estimate: dict[str, float] | None) -> str:
+def _interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
-    return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    digits = 1 if abs(estimate["mean"]) >= 10 else 2
+    mean, low, high = (f"{estimate[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"

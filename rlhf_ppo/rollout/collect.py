@@ -80,7 +80,7 @@ def judge(
             logprobs[rows] = outputs.logprobs.float().cpu()
             values[rows] = outputs.values.float().cpu()
             entropy[rows] = outputs.entropy.float().cpu()
-            ref_logprobs[rows] = _reference_logprobs(roles, layout, temperature).float().cpu()
+            ref_logprobs[rows] = reference_logprobs(roles, layout, temperature).float().cpu()
     return TokenOutputs(logprobs, values, entropy), ref_logprobs
 
 
@@ -131,7 +131,8 @@ def reference_at_hand(roles: Roles) -> AbstractContextManager[None]:
     return nullcontext() if roles.reference is None else borrowed(roles.reference, roles.device)
 
 
-def _reference_logprobs(roles: Roles, layout: Layout, temperature: float) -> Tensor:
+def reference_logprobs(roles: Roles, layout: Layout, temperature: float) -> Tensor:
+    """What the reference, at hand, says of each response token: (B, R) float32, nats."""
     with roles.autocast():
         if roles.reference is None:
             return roles.policy.reference_logprobs(layout, temperature)

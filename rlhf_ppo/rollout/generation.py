@@ -28,7 +28,7 @@ class SamplingSettings:
     """How a response is drawn and when it ends."""
 
     max_new_tokens: int
-    temperature: float
+    temperature: float  # 0: always the most probable token
     stop_ids: tuple[int, ...]
     batch_size: int  # responses decoded at once
 
@@ -99,11 +99,11 @@ def _decode(
     decoder = _Decoder(model, [prompt.ids for prompt in prompts])
     logits = decoder.prefill()
     for t in range(limit):
-        logprobs = (logits.float() / settings.temperature).log_softmax(dim=-1)
-        token = inverse_cdf_sample(logprobs, noise[alive, t])
+        token, sampling_logprobs[alive, t] = _choose(
+            logits.float(), settings.temperature, noise[alive, t]
+        )
         response_ids[alive, t] = token
         mask[alive, t] = True
-        sampling_logprobs[alive, t] = logprobs.gather(-1, token[:, None]).squeeze(-1)
         ended = torch.isin(token, stop_ids)
         stopped[alive[ended]] = True
         going = ~ended
@@ -125,6 +125,22 @@ def _decode(
         stopped=stopped.cpu(),
         prompt_rows=torch.tensor([prompt.prompt.row for prompt in prompts]),
     )
+
+
+def _choose(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability, both (B,).
+
+    Args:
+        logits: (B, V) float32.
+        temperature: 0: the most probable token, chosen with probability 1.
+        uniform: (B,) float64 in [0, 1).
+    """
+    if temperature == 0:
+        token = logits.argmax(dim=-1)
+        return token, torch.zeros_like(logits[:, 0])
+    logprobs = (logits / temperature).log_softmax(dim=-1)
+    token = inverse_cdf_sample(logprobs, uniform)
+    return token, logprobs.gather(-1, token[:, None]).squeeze(-1)
 
 
 def _close_ranks(going: Tensor) -> Tensor:

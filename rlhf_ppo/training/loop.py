@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.console import Stepper, say
@@ -17,7 +18,7 @@ from rlhf_ppo.training.checkpoint import (
     save_checkpoint,
 )
 from rlhf_ppo.training.guard import trouble
-from rlhf_ppo.training.metrics import append_metrics, cut_metrics, one_line
+from rlhf_ppo.training.metrics import Metrics, append_metrics, cut_metrics, one_line
 from rlhf_ppo.training.ppo import PpoRun, ppo_step
 
 
@@ -30,6 +31,7 @@ def train_ppo(run: PpoRun) -> Progress:
     """
     config, guard = run.config, run.config.guard
     progress = saved = _restore(run)
+    _evaluate_start(run, progress)
     with Stepper("ppo", config.ppo.steps, shown=run.processes.is_main) as stepper:
         stepper.done = progress.step
         while True:
@@ -59,7 +61,7 @@ def _advance(run: PpoRun, progress: Progress, stepper: Stepper) -> Progress:
     # After the last step all held-out prompts are evaluated; what is best is chosen on these few.
     last = step == config.ppo.steps
     if (wants_best and last) or (_due(config.evaluation.every, step) and not last):
-        metrics |= run.evaluate(progress)
+        metrics |= _evaluate(run, progress)
     if wants_best and "heldout/score" in metrics:
         progress = _keep_best(run, progress, metrics["heldout/score"])
     processes.track(metrics, step)
@@ -69,6 +71,21 @@ def _advance(run: PpoRun, progress: Progress, stepper: Stepper) -> Progress:
         if _due(config.logging.sample_every, step):
             say(example)
     return progress
+
+
+def _evaluate_start(run: PpoRun, progress: Progress) -> None:
+    """The policy before its first step is the reference: what later evaluations compare with."""
+    wanted = run.config.evaluation.every > 0 and progress.step == 0
+    if wanted and not (run.heldout_file.is_file() and run.heldout_file.stat().st_size):
+        _evaluate(run, progress)
+
+
+def _evaluate(run: PpoRun, progress: Progress) -> Metrics:
+    """Evaluate on held-out prompts; keeps the numbers and returns their means."""
+    found = run.evaluate(progress)
+    if found.rows and run.processes.is_main:
+        append_metrics(run.heldout_file, {"step": progress.step, **found.rows})
+    return found.metrics
 
 
 def _restore(run: PpoRun) -> Progress:
@@ -83,7 +100,8 @@ def _restore(run: PpoRun) -> Progress:
             say(f"ppo: going on after step {progress.step} ({found[-1]})")
     elif config.guard.action == "rollback":
         _save(run, progress)  # or there would be nowhere to go back to before the first checkpoint
-    run.processes.on_main(lambda: cut_metrics(run.metrics_file, progress.step))
+    for file in (run.metrics_file, run.heldout_file):
+        run.processes.on_main(partial(cut_metrics, file, progress.step))
     return progress
 
 
@@ -116,8 +134,9 @@ def _roll_back(run: PpoRun, progress: Progress, reason: str) -> Progress | None:
             f"back to step {then.step}, other noise, learning rate x {factor:g}"
         )
     run.processes.wait()  # all have read before one removes
-    lines = run.failures / f"rollback-{count}.jsonl"
-    run.processes.on_main(lambda: cut_metrics(run.metrics_file, then.step, lines))
+    for file, name in ((run.metrics_file, "rollback"), (run.heldout_file, "heldout-rollback")):
+        lines = run.failures / f"{name}-{count}.jsonl"
+        run.processes.on_main(partial(cut_metrics, file, then.step, lines))
     newer = [path for path, other in known if other.step > then.step]
     run.processes.on_main(lambda: remove_checkpoints(newer))
     return replace(then, watch=replace(then.watch, rollbacks=count))

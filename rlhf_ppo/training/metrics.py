@@ -3,8 +3,9 @@
 import json
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -121,8 +122,8 @@ def one_line(metrics: Metrics) -> str:
     return "  ".join(shown)
 
 
-def append_metrics(file: Path, metrics: Metrics) -> None:
-    """Add one line to `metrics.jsonl`."""
+def append_metrics(file: Path, metrics: Mapping[str, Any]) -> None:
+    """Add one line to `metrics.jsonl`, or to `heldout.jsonl`."""
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(metrics) + "\n")
 
@@ -131,7 +132,7 @@ def cut_metrics(file: Path, last_step: int, removed: Path | None = None) -> None
     """Keep only the lines up to `last_step`: the steps after it are about to be made again.
 
     Args:
-        file: `metrics.jsonl`.
+        file: `metrics.jsonl` or `heldout.jsonl`.
         last_step: PPO step.
         removed: where the other lines go; None: nowhere.
     """
@@ -145,7 +146,7 @@ def cut_metrics(file: Path, last_step: int, removed: Path | None = None) -> None
         except (ValueError, KeyError):
             continue  # the half line of a run that was killed while writing
         (kept if step <= last_step else cut).append(line + "\n")
-    if removed is not None:
+    if removed is not None and cut:
         removed.parent.mkdir(parents=True, exist_ok=True)
         removed.write_text("".join(cut), encoding="utf-8")
     file.write_text("".join(kept), encoding="utf-8")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +50,14 @@ Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """An evaluation on held-out prompts during training."""
+
+    metrics: Metrics  # means, as they stand in `metrics.jsonl`
+    rows: dict[str, list[Any]]  # by name: one number a prompt, for `heldout.jsonl`
+
+
+@dataclass(frozen=True)
 class PpoRun:
     """All that stays the same from step to step."""
 
@@ -59,7 +68,7 @@ class PpoRun:
     sampling: SamplingSettings
     processes: Processes
     gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
-    evaluate: Callable[[Progress], Metrics]  # on held-out prompts, called after a step
+    evaluate: Callable[[Progress], HeldOut]  # called at the start and after steps
     ptx_rows: Sequence[TextRow] = ()  # of the next-token loss, if there is one
 
     @property
@@ -71,6 +80,11 @@ class PpoRun:
     def metrics_file(self) -> Path:
         """One object a step."""
         return Path(self.config.output_dir) / "metrics.jsonl"
+
+    @property
+    def heldout_file(self) -> Path:
+        """One object an evaluation during training."""
+        return Path(self.config.output_dir) / "heldout.jsonl"
 
     @property
     def failures(self) -> Path:

@@ -114,6 +114,18 @@ def load_for_evaluation(
     )
 
 
+def load_other(config: Config, path: str, setting: str, processes: Processes) -> FrozenPolicy:
+    """Load a model that is only compared, as the policy is for evaluation.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    quantization, device = config.policy.quantization, processes.device
+    dtype = config.policy.dtype
+    lm = load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
+    return FrozenPolicy(lm).to(device)
+
+
 def sampling_settings(config: Config, roles: Roles) -> SamplingSettings:
     """How this run draws responses."""
     lm: PreTrainedModel = roles.policy.lm

@@ -64,7 +64,7 @@ def test_a_run_leaves_behind_what_the_design_promises(run: Path) -> None:
     assert list((run / "tensorboard").rglob("events.*"))
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "sft", "reward_model", "policy", "checkpoints", "metrics.jsonl",
-        "evaluation", "tensorboard", "data_report.json",
+        "evaluation", "tensorboard", "data_report.json", "heldout.jsonl",
     }  # fmt: skip
 
 
@@ -85,11 +85,17 @@ def test_metrics_hold_one_object_a_step_with_the_documented_keys(run: Path) -> N
 def test_the_summary_has_the_documented_form(run: Path) -> None:
     summary = json.loads((run / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     assert summary["prompts"] == 8
-    names = {"score", "gold", "length", "stopped", "distinct_2", "gold_parts"}
+    names = {
+        "score", "gold", "length", "stopped", "distinct_1", "distinct_2", "repetition",
+        "gold_parts",
+    }  # fmt: skip
     assert set(summary["policy"]) == names | {"kl"}
     assert set(summary["reference"]) == names
     assert set(summary["win_rate"]) == {"score", "gold"}
-    estimates = [*summary["win_rate"].values()]
+    assert set(summary["length_controlled"]) == {"score", "gold"}
+    assert set(summary["greedy"]) == {"policy", "reference", "win_rate", "length_controlled"}
+    assert all(0 <= rate.pop("ties") <= 1 for rate in summary["win_rate"].values())
+    estimates = [*summary["win_rate"].values(), *summary["length_controlled"].values()]
     for side in ("policy", "reference"):
         assert set(summary[side]["gold_parts"]) == {"vowels"}
         estimates += summary[side]["gold_parts"].values()

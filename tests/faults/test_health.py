@@ -31,7 +31,7 @@ from rlhf_ppo.rollout.collect import collect
 from rlhf_ppo.training.checkpoint import Progress, list_checkpoints
 from rlhf_ppo.training.guard import trouble
 from rlhf_ppo.training.loop import train_ppo
-from rlhf_ppo.training.ppo import PpoRun, ppo_step
+from rlhf_ppo.training.ppo import HeldOut, PpoRun, ppo_step
 
 VOLATILE = ("time/", "throughput/", "memory/")
 
@@ -310,7 +310,11 @@ BEST: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 1, "save": "best"}}
 
 
 def judged(run: PpoRun, scores: dict[int, float] = HELDOUT) -> PpoRun:
-    return replace(run, evaluate=lambda progress: {"heldout/score": scores[progress.step]})
+    return replace(run, evaluate=lambda progress: heldout(scores.get(progress.step, 0.0)))
+
+
+def heldout(score: float) -> HeldOut:
+    return HeldOut({"heldout/score": score}, {"score": [score]})
 
 
 def test_the_policy_with_the_best_held_out_score_is_left_and_outlives_keep(tmp_path: Path) -> None:
@@ -339,12 +343,12 @@ def test_the_best_survives_a_resume_though_it_was_followed_by_a_worse_one(
     expected = train_ppo(whole)
     calls = 0
 
-    def mortal(progress: Progress) -> dict[str, float]:
+    def mortal(progress: Progress) -> HeldOut:
         nonlocal calls
-        calls += 1
+        calls += progress.step > 0
         if calls > died_after:
             raise KilledError
-        return {"heldout/score": HELDOUT[progress.step] + 0.0}
+        return heldout(HELDOUT.get(progress.step, 0.0))
 
     run = replace(small_run(tmp_path / "killed", **sections), evaluate=mortal)
     with pytest.raises(KilledError):
@@ -366,8 +370,12 @@ def test_a_rollback_forgets_a_best_that_lies_after_it_and_finds_the_one_before(
         "guard": {"max_skipped": 2, "action": "rollback"},
     }
     run = with_bad_rewards(small_run(tmp_path, **sections), [4])
-    scores = iter([1.0, 3.0, 5.0, 9.0, 2.0, 2.0, 2.0, 2.0])  # of steps 1 to 4, then 3 to 6
-    progress = train_ppo(replace(run, evaluate=lambda _: {"heldout/score": next(scores)}))
+    scores = iter([0.0, 1.0, 3.0, 5.0, 9.0, 2.0, 2.0, 2.0, 2.0])  # of 0 to 4, then 3 to 6
+    progress = train_ppo(replace(run, evaluate=lambda _: heldout(next(scores))))
+    kept = [entry["score"] for entry in read_jsonl(tmp_path / "heldout.jsonl")]
+    assert kept == [[0.0], [1.0], [3.0], [2.0], [2.0], [2.0], [2.0]]
+    gone = read_jsonl(tmp_path / "failures" / "heldout-rollback-1.jsonl")
+    assert [(entry["step"], entry["score"]) for entry in gone] == [(3, [5.0]), (4, [9.0])]
     assert progress.watch.rollbacks == 1 and progress.step == 6
     assert (progress.best_step, progress.best_score) == (2, 3.0)
     assert weights(run) == weights(with_steps(small_run(tmp_path / "a"), 2, tmp_path / "b"))

@@ -68,7 +68,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited between tries, without waiting."""
     found: list[float] = []
     real = time.sleep
-    monkeypatch.setattr("rlhf_ppo.rewards.service.time.sleep", lambda s: found.append(s) or real(0))
+    monkeypatch.setattr("rlhf_ppo.rewards.post.time.sleep", lambda s: found.append(s) or real(0))
     return found
 
 

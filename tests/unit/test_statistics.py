@@ -11,7 +11,8 @@ import torch
 
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.compare import compare
-from rlhf_ppo.evaluation.statistics import bootstrap_mean, distinct_n, t_interval, win_rate
+from rlhf_ppo.evaluation.diversity import distinct_n
+from rlhf_ppo.evaluation.statistics import bootstrap_mean, t_interval, win_rate
 
 
 def test_bootstrap_interval_of_a_normal_sample_is_the_textbook_one() -> None:
@@ -52,7 +53,12 @@ def test_ties_count_half_and_pairs_stay_paired() -> None:
 
 def test_the_same_model_twice_wins_exactly_half() -> None:
     scores = torch.randn(20)
-    assert win_rate(scores, scores, 100, 0) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert win_rate(scores, scores, 100, 0) == {
+        "mean": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "ties": 1.0,
+    }
 
 
 def test_distinct_2_by_hand() -> None:
