@@ -64,7 +64,7 @@ def test_a_run_leaves_behind_what_the_design_promises(run: Path) -> None:
     assert list((run / "tensorboard").rglob("events.*"))
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "sft", "reward_model", "policy", "checkpoints", "metrics.jsonl",
-        "evaluation", "tensorboard", "data_report.json",
+        "evaluation", "tensorboard", "data_report.json", "machine.json",
     }  # fmt: skip
 
 
