@@ -137,15 +137,16 @@ def frontier_of(gold: bool) -> dict[str, Any]:
         found = {"kl": estimate(kl), "score": estimate(kl**0.5)}
         return found | ({"gold": estimate(kl**0.5 - 0.2 * kl)} if gold else {})
 
-    fit = {"alpha": 1.0, "beta": 0.2, "form": "d * (alpha - beta * d)"}
-    law = {"alpha": 1.0, "beta": 0.2, "form": "d * (alpha - beta * log(d))"}
-    none = {"found": False, "text": "Best of n: too few points to fit a curve."}
+    best = {n: math.log(n) - (n - 1) / n for n in (1, 2, 4, 16)}
+    fit = {"alpha": 1.0, "beta": 0.2, "form": "d(alpha - beta d)"}
+    law = {"alpha": 1.0, "beta": 0.2, "form": "d(alpha - beta log d)"}
+    none = {"found": False, "text": "too few points; no curve is fitted"}
     turn = {"found": True, "kl": estimate(2.5, 1.0), "step": estimate(20, 5), "gold": estimate(0.9)}
-    turn |= {"fall": estimate(0.2), "text": "PPO's gold score turns down at KL 2.5."}
+    turn |= {"fall": estimate(0.2), "text": "gold is highest at 2.50 nats"}
     return {
         "prompts": 30,
         "samples_per_prompt": 16,
-        "best_of_n": [{"n": n, **point(math.log(n) - (n - 1) / n)} for n in (1, 2, 4, 16)],
+        "best_of_n": [point(kl) | {"n": n, "kl": kl} for n, kl in best.items()],
         "ppo": [{"step": step, **point(step / 10)} for step in (0, 10, 20, 30)],
         "fits": {"best_of_n": {"score": fit}, "ppo": {"score": law, "gold": law}},
         "turning_point": {"best_of_n": none, "ppo": turn},

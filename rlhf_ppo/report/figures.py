@@ -19,6 +19,7 @@ from rlhf_ppo.report.charts import (
 )
 from rlhf_ppo.report.curves import Figure
 from rlhf_ppo.report.folder import Estimate, Json, RunFolder, estimate, lookup, number
+from rlhf_ppo.report.tables import Rate
 
 ROW = 24  # height of a row of `forest`
 LABELS = 122  # width of its labels
@@ -85,8 +86,12 @@ def frontier_figures(frontier: Json | None) -> list[Figure]:
 
 def turning_sentences(frontier: Json | None) -> list[str]:
     """What the fits say of best-of-n and PPO, or why there is none."""
-    found = [lookup(frontier, "turning_point", method, "text") for method in ("best_of_n", "ppo")]
-    return [str(words) for words in found if words]
+    sentences = []
+    for method, name in (("best_of_n", "Best of n"), ("ppo", "PPO")):
+        words = lookup(frontier, "turning_point", method, "text")
+        if words:
+            sentences.append(f"{name}: {words}{'' if str(words).endswith('.') else '.'}")
+    return sentences
 
 
 def forest(
@@ -112,9 +117,12 @@ def forest(
     ]
     if not finite:
         return None
+    if line_at is not None:
+        finite.append(line_at)
     low, high = x_range or (min(finite), max(finite))
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        room = 0.1 * abs(low) or 1.0
+        low, high = low - room, high + room
     base = ROW * len(rows) + 6
 
     def across(value: float) -> float:
@@ -140,6 +148,15 @@ def forest(
         for name, marks in rows
     )
     return canvas(CANVAS, base + 20, title, told, parts)
+
+
+def rate_rows(rates: Sequence[Rate]) -> list[tuple[str, Sequence[tuple[str, Estimate]]]]:
+    """Win rates for `forest`: plain and length-controlled ones of the same kind in one row."""
+    rows: dict[str, list[tuple[str, Estimate]]] = {}
+    for rate in rates:
+        style = "other" if rate.controlled else "after"
+        rows.setdefault(f"{rate.who}: {rate.by}", []).append((style, rate.found))
+    return list(rows.items())
 
 
 def part_rows(summary: Json) -> list[tuple[str, Sequence[tuple[str, Estimate]]]]:
@@ -191,7 +208,7 @@ def _whiskers(points: Sequence[Mapping[str, Any]], by: str, style: str) -> list[
 def _fit(fit: Any, points: Sequence[Whisker], style: str, name: str) -> Line | None:
     """The curve of a fit: gain d (alpha - beta d), or d (alpha - beta ln d) for PPO.
 
-    Gao et al. 2022, equations 1 and 2; d is the square root of KL, and the gain is counted from the
+    Gao et al. 2023, section 3.1; d is the square root of KL, and the gain is counted from the
     reference, which is the point of least KL.
     """
     alpha, beta = number(lookup(fit, "alpha")), number(lookup(fit, "beta"))

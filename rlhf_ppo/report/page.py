@@ -17,6 +17,7 @@ from rlhf_ppo.report.figures import (
     forest,
     frontier_figures,
     part_rows,
+    rate_rows,
     turning_sentences,
 )
 from rlhf_ppo.report.folder import Estimate, Json, RunFolder, estimate, lookup, read_run
@@ -111,7 +112,7 @@ def report_html(run: RunFolder) -> str:
         rates=rates,
         rate_chart=forest(
             "Win rates over the reference",
-            [(f"{rate.who}: {rate.by}", [("after", rate.found)]) for rate in rates],
+            rate_rows(rates),
             (0.0, 1.0),
             0.5,
         ),

@@ -50,6 +50,8 @@ class Rate:
     by: str
     found: Estimate
     ties: float
+    controlled: bool = False
+    """What longer answers alone would win is taken away."""
 
     @property
     def text(self) -> str:
@@ -95,7 +97,7 @@ def win_rates(summary: Json) -> list[Rate]:
     judged = estimate(lookup(summary, "judge", "win_rate"))
     if judged is not None:
         ties = number(lookup(summary, "judge", "win_rate", "ties"))
-        rates.append(Rate("policy", f"judge {lookup(summary, 'judge', 'model')}", judged, ties))
+        rates.append(Rate("policy", "judge model", judged, ties))
     return rates
 
 
@@ -193,7 +195,7 @@ def _rates(who: str, holder: Mapping[str, Any]) -> list[Rate]:
             rates.append(Rate(who, name, plain, number(lookup(holder, "win_rate", by, "ties"))))
         controlled = estimate(lookup(holder, "length_controlled", by))
         if controlled is not None:
-            rates.append(Rate(who, f"{name}, length controlled", controlled, math.nan))
+            rates.append(Rate(who, name, controlled, math.nan, controlled=True))
     return rates
 
 

@@ -58,7 +58,7 @@ class Watched:
     def __init__(self, browser: Any, file: Path, **settings: Any) -> None:
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self.page = browser.new_page(**settings)
+        self.page = browser.new_page(reduced_motion="reduce", **settings)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -212,8 +212,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
     watched = Watched(browser, request.getfixturevalue(which), viewport=phone)
     page = watched.page
     page.evaluate("document.querySelectorAll('details').forEach((item) => (item.open = true))")
-    for button in page.locator("#rows .more").all():
-        button.click()
+    page.evaluate("document.querySelectorAll('#rows .more').forEach((item) => item.click())")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#rows td.n").first.is_visible()
     page.locator("#heads [data-key=score]").click()

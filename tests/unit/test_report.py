@@ -157,7 +157,8 @@ def test_the_page_holds_all_that_a_run_left(run: Path) -> None:
     page = report_html(read_run(run))
     for words in (
         "Better than before", "KL ran away.", "Raise kl.beta.", "Was the score cheated?",
-        "turns down at KL 2.5", "too few points to fit", "bigger", "a judge judged 50 prompts",
+        "PPO: gold is highest at 2.50 nats.", "bigger",
+        "Best of n: too few points; no curve is fitted.", "a judge judged 50 prompts",
         "length controlled", "repeated 4-grams", "1 h 6 min", "a device", "ppo.learning_rate",
         "held-out prompts, 95 % interval", "held-out gold: rude", "Reward model, by kind of error",
     ):  # fmt: skip
@@ -364,3 +365,22 @@ def test_a_report_is_the_same_twice_and_replaces_the_last(tmp_path: Path) -> Non
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
     assert not list(folder.rglob("*.partial"))
+
+
+# At the end of a run
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlhf_ppo.pipeline import _draw_report  # here: it imports all that a run needs
+
+    folder = write_run(tmp_path / "run", steps=2, prompts=6)
+    (folder / "metrics.jsonl").write_text("broken\n", encoding="utf-8")
+    _draw_report(folder)
+    output = capsys.readouterr().out
+    assert "could not be drawn (UserError" in output and "scripts/report.py" in output
+    write_json(folder / "evaluation" / "summary.json", {"exploited": 5})  # no form that we know
+    _draw_report(folder)
+    assert "could not be drawn" in capsys.readouterr().out
+    assert not (folder / "evaluation" / "report.html").exists()
