@@ -155,7 +155,9 @@ def rate_rows(rates: Sequence[Rate]) -> list[tuple[str, Sequence[tuple[str, Esti
     rows: dict[str, list[tuple[str, Estimate]]] = {}
     for rate in rates:
         style = "other" if rate.controlled else "after"
-        rows.setdefault(f"{rate.who}: {rate.by}", []).append((style, rate.found))
+        rows.setdefault(f"{rate.who}: {rate.by.removesuffix(' score')}", []).append(
+            (style, rate.found)
+        )
     return list(rows.items())
 
 

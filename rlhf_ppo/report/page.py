@@ -35,7 +35,7 @@ from rlhf_ppo.report.tables import (
     time_rows,
     win_rates,
 )
-from rlhf_ppo.report.verdict import judge_run
+from rlhf_ppo.report.verdict import cautions, judge_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_RUNS = 6  # so many colours can be told apart
@@ -103,6 +103,7 @@ def report_html(run: RunFolder) -> str:
         title=f"{run.name}: report",
         run=run,
         verdict=judge_run(run),
+        cautions=cautions(run),
         stopped=stopped,
         tiles=_tiles(summary),
         findings=run.findings,

@@ -49,6 +49,19 @@ def judge_run(run: RunFolder) -> Verdict:
     return _compared(run.summary, "gold", gold)
 
 
+def cautions(run: RunFolder) -> list[str]:
+    """What a good headline must not hide: findings of the training, and parts that got worse."""
+    found = []
+    for severity in ("problem", "warning"):
+        count = sum(item.get("severity") == severity for item in run.findings or ())
+        if count:
+            found.append(f"{count} {severity}{'s' if count > 1 else ''} in training")
+    worse = [str(lookup(item, "part")) for item in lookup(run.summary, "exploited") or ()]
+    if worse:
+        found.append(f"got worse while the score rose: {', '.join(worse)}")
+    return found
+
+
 def direction(rate: Estimate) -> int:
     """1: the whole interval of a win rate is above 1/2, -1: below, 0: it holds 1/2."""
     return (rate.low > 0.5) - (rate.high < 0.5)

@@ -84,7 +84,7 @@ def test_metrics_hold_one_object_a_step_with_the_documented_keys(run: Path) -> N
 
 def test_a_run_ends_with_its_report_and_says_what_it_was_made_with(run: Path) -> None:
     page = (run / "evaluation" / "report.html").read_text(encoding="utf-8")
-    for words in ("8 held-out prompts", "gold score", "KL to the reference", "Reward model: loss"):
+    for words in ("8 held-out prompts", "gold score", "KL to the reference", "Models before PPO"):
         assert words in page, words
     assert "not described in docs/metrics.md" not in page  # every metric has its entry there
     machine = json.loads((run / "machine.json").read_text(encoding="utf-8"))

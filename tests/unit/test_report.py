@@ -104,6 +104,18 @@ def test_a_mean_that_disagrees_with_the_win_rate_is_told(tmp_path: Path) -> None
     assert "disagree" in judge_run(read_run(folder)).sentence
 
 
+def test_a_good_headline_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=2, prompts=8)
+    page = report_html(read_run(folder))
+    assert "1 problem in training; got worse while the score rose: rude." in page
+    write_json(folder / "evaluation" / "diagnostics.json", [])
+    summary = folder / "evaluation" / "summary.json"
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    write_json(summary, found | {"exploited": []})
+    page = report_html(read_run(folder))
+    assert "But mind" not in page and "no check of the training numbers failed" in page
+
+
 def test_a_run_that_is_not_finished_says_how_far_it_is(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=7, finished=False)
     verdict = judge_run(read_run(folder))
