@@ -23,10 +23,12 @@ from rlhf_ppo.evaluation.sides import Evaluator
 from rlhf_ppo.evaluation.stage import evaluate, write_evaluation
 from rlhf_ppo.evaluation.table import show_frontier, show_plan, show_samples, show_summary
 from rlhf_ppo.inputs import Inputs
+from rlhf_ppo.machine import timed_stage, write_machine
 from rlhf_ppo.models.save import save_policy
 from rlhf_ppo.plan import make_plan
 from rlhf_ppo.preflight import assumptions
 from rlhf_ppo.prepare import STAGES, finished_stages, prepare
+from rlhf_ppo.report.page import write_report
 from rlhf_ppo.resources import check_memory
 from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.rollout.collect import Roles
@@ -67,6 +69,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     finished = finished_stages(config, stages, stamps)
     processes.wait()  # all have looked before one writes
     processes.on_main(lambda: _write_start(config, stages, inputs))
+    processes.on_main(lambda: write_machine(Path(config.output_dir), processes))
     stopped = None
     for stage in stages:
         if stage in finished:
@@ -77,7 +80,10 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             say(f"\n== {stage} ==")
             if stage == "ppo" and prepared.plan is not None:
                 show_plan(prepared.plan.lines())
-        stopped = _run_stage(stage, config, inputs, stamps) or stopped
+        with timed_stage(Path(config.output_dir), stage, processes):
+            stopped = _run_stage(stage, config, inputs, stamps) or stopped
+        if stage == "evaluation" and processes.is_main:
+            _draw_report(Path(config.output_dir))
     if stopped is not None:
         raise GuardError(stopped)
 
@@ -214,6 +220,17 @@ def _evaluate(
         say(f"written to {folder}")
     if found.judge_failed is not None:
         raise UserError(found.judge_failed)
+
+
+def _draw_report(folder: Path) -> None:
+    """The page for people; a run whose page cannot be drawn keeps its results and its exit code."""
+    try:
+        say(f"report: {write_report(folder)}")
+    except Exception as error:
+        say(
+            f"report: could not be drawn ({type(error).__name__}: {error}); all results are in "
+            f"place. Draw it by `python scripts/report.py {folder}`."
+        )
 
 
 def _moments_of(policy: Path, config: Config) -> dict[str, Moments]:

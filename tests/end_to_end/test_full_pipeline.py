@@ -64,7 +64,7 @@ def test_a_run_leaves_behind_what_the_design_promises(run: Path) -> None:
     assert list((run / "tensorboard").rglob("events.*"))
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "sft", "reward_model", "policy", "checkpoints", "metrics.jsonl",
-        "evaluation", "tensorboard", "data_report.json", "heldout.jsonl",
+        "evaluation", "tensorboard", "data_report.json", "heldout.jsonl", "machine.json",
     }  # fmt: skip
 
 
@@ -80,6 +80,18 @@ def test_metrics_hold_one_object_a_step_with_the_documented_keys(run: Path) -> N
     assert metrics[1]["tokens"] > metrics[0]["tokens"] >= 6
     assert "heldout/score" in metrics[0] and "heldout/gold" in metrics[0]
     assert "heldout/score" not in metrics[1]  # the last step is evaluated in full afterwards
+
+
+def test_a_run_ends_with_its_report_and_says_what_it_was_made_with(run: Path) -> None:
+    page = (run / "evaluation" / "report.html").read_text(encoding="utf-8")
+    for words in ("8 held-out prompts", "gold score", "KL to the reference", "Models before PPO"):
+        assert words in page, words
+    assert "not described in docs/metrics.md" not in page  # every metric has its entry there
+    machine = json.loads((run / "machine.json").read_text(encoding="utf-8"))
+    assert set(machine["seconds"]) == {"sft", "reward_model", "ppo", "evaluation"}
+    assert all(seconds > 0 for seconds in machine["seconds"].values())
+    assert machine["processes"] == 1 and len(machine["starts"]) == 1
+    assert "torch" in machine["versions"]
 
 
 def test_the_summary_has_the_documented_form(run: Path) -> None:

@@ -70,12 +70,22 @@ def test_four_steps_are_two_and_two_resumed_to_the_bit(four_steps: Path) -> None
     config = four_steps / "config.yaml"
     run_script("train", config, "--output_dir", "halves")
     assert len(metrics_of(four_steps / "halves")) == 2
+    before = json.loads((four_steps / "halves" / "machine.json").read_text("utf-8"))
     assert weights(four_steps / "halves") != weights(four_steps / "whole")
     run_script("train", config, "--output_dir", "halves", "--ppo.steps", "4", "--resume", "true")
     assert metrics_of(four_steps / "halves") == metrics_of(four_steps / "whole")
     assert weights(four_steps / "halves") == weights(four_steps / "whole")
     summaries = [(four_steps / run / "evaluation/summary.json") for run in ("halves", "whole")]
     assert summaries[0].read_text("utf-8") == summaries[1].read_text("utf-8")
+    whole, halves = (
+        json.loads((four_steps / run / "machine.json").read_text("utf-8"))
+        for run in ("whole", "halves")
+    )
+    assert set(halves["seconds"]) == set(whole["seconds"]) == {"ppo", "evaluation"}
+    assert len(whole["starts"]) == 1 and len(halves["starts"]) == 2
+    assert halves["starts"][0] < halves["starts"][1]
+    for stage, seconds in before["seconds"].items():  # of both attempts together
+        assert halves["seconds"][stage] > seconds > 0
 
 
 @pytest.mark.parametrize("died", ["while_training", "while_saving_the_policy"])

@@ -31,6 +31,8 @@ FLOOR = {
     "benchmark": 5,
     "inputs": 5,
     "resources": 5,
+    "machine": 5,
+    "report": 5,
     "prepare": 6,
     "pipeline": 7,
 }
