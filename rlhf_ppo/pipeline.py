@@ -11,12 +11,13 @@ from pathlib import Path
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.command_line import to_yaml
 from rlhf_ppo.config import Config
-from rlhf_ppo.console import say
+from rlhf_ppo.console import say, show_findings
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
     check_room,
     encode_prompts,
 )
+from rlhf_ppo.diagnostics import diagnose, read_metrics, write_findings
 from rlhf_ppo.errors import GuardError, UserError
 from rlhf_ppo.evaluation.heldout import Evaluator, during_training, summarise, write_results
 from rlhf_ppo.evaluation.table import show_plan, show_samples, show_summary
@@ -201,15 +202,17 @@ def _evaluate(
     policy_side = evaluator.policy_side(prompts, moments)
     reference_side = evaluator.reference_side(prompts, moments)
     summary = summarise(config, policy_side, reference_side)
-    save_stage(
-        folder,
-        processes,
-        stamp,
-        lambda target: write_results(target, summary, prompts, policy_side, reference_side),
-    )
+    findings = diagnose(read_metrics(Path(config.output_dir) / "metrics.jsonl"), summary)
+
+    def write(target: Path) -> None:
+        write_results(target, summary, prompts, policy_side, reference_side)
+        write_findings(target / "diagnostics.json", findings)
+
+    save_stage(folder, processes, stamp, write)
     if processes.is_main:
         show_samples(prompts, policy_side, reference_side, config.evaluation.samples_shown)
         show_summary(summary)
+        show_findings(findings)
         say(f"written to {folder}")
 
 

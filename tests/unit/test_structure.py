@@ -17,6 +17,7 @@ FLOOR = {
     "algorithm": 0,
     "errors": 0,
     "console": 0,
+    "diagnostics": 0,
     "config": 1,
     "plan": 1,
     "data": 1,
