@@ -30,6 +30,7 @@ FLOOR = {
     "training": 3,
     "evaluation": 4,
     "benchmark": 5,
+    "chat": 5,
     "inputs": 5,
     "resources": 5,
     "prepare": 6,
