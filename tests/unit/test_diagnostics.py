@@ -83,6 +83,17 @@ SICK: dict[str, tuple[Lines, int]] = {
 }
 
 
+def recorded(name: str) -> Lines:
+    """The numbers of a run of the embedded default, seeds 7 and others, rounded."""
+    runs = json.loads((ROOT / "tests" / "unit" / "recorded_runs.json").read_text(encoding="utf-8"))
+    columns = runs[name]
+    count = len(columns["kl/ref"])
+    return [
+        {"step": row + 1} | {key: values[row] for key, values in columns.items()}
+        for row in range(count)
+    ]
+
+
 def side(score: float, gold: float) -> dict[str, dict[str, float]]:
     return {
         "score": {"mean": score, "low": score - 0.1, "high": score + 0.1},
@@ -106,6 +117,18 @@ AT_THE_END = {
 
 def test_a_healthy_run_is_left_alone() -> None:
     assert diagnose(healthy(), summary((2.0, 2.2), 0.9)) == []
+
+
+def test_real_runs_are_told_apart() -> None:
+    """Of the value model, of the default, and of two whose trunk the value loss broke."""
+
+    def names(run: str) -> list[str]:
+        return [finding.name for finding in diagnose(recorded(run), None)]
+
+    assert names("value_model") == []
+    assert names("quickstart") == ["values_not_learnt"]
+    assert "entropy_rise" in names("broken_trunk")
+    assert names("badly_broken_trunk") == ["entropy_rise", "score_fell"]
 
 
 @pytest.mark.parametrize("name", SICK)
