@@ -75,6 +75,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
         if processes.is_main:
             say(f"\n== {stage} ==")
             if stage == "ppo" and prepared.plan is not None:
+                say("what the run will do:")
                 show_plan(prepared.plan.lines())
         stopped = _run_stage(stage, config, inputs, stamps) or stopped
     if stopped is not None:
@@ -89,6 +90,7 @@ def show_plans(config: Config) -> None:
     """
     prepared = prepare(config, STAGES)
     if prepared.processes.is_main and prepared.plan is not None:
+        say("what the run will do:")
         show_plan(prepared.plan.lines())
         _show_memory(prepared.memory)
     if prepared.memory is not None:
@@ -97,7 +99,7 @@ def show_plans(config: Config) -> None:
 
 def _show_memory(memory: Forecast | None) -> None:
     if memory is not None:
-        say("PPO on this device:")
+        say("memory of PPO on this device, by role and phase:")
         show_plan(memory.lines())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import socket
@@ -14,15 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pexpect
 import pytest
 import torch
 from cli import ENVIRONMENT, ROOT, run_here, write_config
 from helpers import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from rich.console import Console
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlhf_ppo.chat.conversation import BrokenOffError, Conversation
 from rlhf_ppo.chat.models import Settings, find_models, load_model
+from rlhf_ppo.chat.terminal import Chat
+from rlhf_ppo.data.template import encode_prompt
 from rlhf_ppo.errors import UserError
 
 CPU = torch.device("cpu")
@@ -176,6 +181,45 @@ def test_a_model_without_a_template_goes_on_with_the_words_alone(tmp_path: Path)
     plain.model.lm.generate = lambda **words: seen.append(words["input_ids"]) or generate(**words)
     plain.answer("abc", Settings(system="unheard", max_new_tokens=3), quiet)
     assert plain.model.tokenizer.decode(seen[0][0]) == "abc"
+
+
+def test_an_adapter_folder_speaks_as_base_and_adapter_together(run: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(run / "sft")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    found, _ = find_models([str(tmp_path / "adapter"), str(run / "sft")])
+    alone, bare = (Conversation(load_model(named, CPU)) for named in found)
+    greedy = Settings(temperature=0, max_new_tokens=20)
+    answer = alone.answer("hello", greedy, quiet)
+    ids = encode_prompt(alone.model.tokenizer, [{"role": "user", "content": "hello"}])
+    expected = adapted.eval().generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)
+    words = alone.model.tokenizer.decode(expected[0, len(ids) :], skip_special_tokens=True)
+    assert answer == words != bare.answer("hello", greedy, quiet)
+
+
+def test_a_narrow_terminal_shows_one_below_the_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = find_models([str(run)])
+    models = [load_model(named, CPU) for named in found]
+    shown = {}
+    for width in (40, 100):
+        screen = Console(force_terminal=True, width=width, file=io.StringIO(), color_system=None)
+        monkeypatch.setattr("rlhf_ppo.chat.terminal.console", screen)
+        lines = iter(["hello", "/quit"])
+        monkeypatch.setattr("builtins.input", lambda _, lines=lines: next(lines))
+        Chat(models, Settings(max_new_tokens=5)).talk()
+        shown[width] = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "reference: " in shown[40] and "policy: " in shown[40] and "│" not in shown[40]
+    assert re.search("reference +┃ *policy", shown[100])
+
+
+def test_the_page_needs_its_extra(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rlhf_ppo.chat.session.find_spec", lambda name: None)
+    assert run_here("chat", [str(run), "--web"], run, monkeypatch) == 2
+    assert "pip install 'rlhf_ppo[web]'" in capsys.readouterr().err
 
 
 BAD = {
