@@ -47,7 +47,7 @@ class Conversation:
             UserError: no room for an answer, or a template that refuses the messages.
         """
         ids = self._encode(said, settings.system)
-        streamer = _Pieces(self.model.tokenizer, tell)
+        streamer = Pieces(self.model.tokenizer, tell)
         turn = len(self.history) // 2
         # The same noise for every model, and other noise for each turn.
         torch.manual_seed(derive_seed(settings.seed, "chat", turn))
@@ -94,7 +94,7 @@ class Conversation:
         ]
 
 
-class _Pieces(BaseStreamer):
+class Pieces(BaseStreamer):
     """Gives `generate`'s tokens on as text, each as soon as its letters are whole.
 
     Transformers' own `TextStreamer` waits for a space, which some languages never write.

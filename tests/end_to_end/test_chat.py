@@ -24,7 +24,7 @@ from helpers import byte_tokenizer
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlhf_ppo.chat.conversation import BrokenOffError, Conversation
+from rlhf_ppo.chat.conversation import BrokenOffError, Conversation, Pieces
 from rlhf_ppo.chat.models import Settings, find_models, load_model
 from rlhf_ppo.chat.terminal import Chat
 from rlhf_ppo.data.template import encode_prompt
@@ -126,6 +126,19 @@ def test_the_pieces_are_the_answer_and_the_seed_decides(conversation: Conversati
     one = conversation.answer("hello", greedy, quiet)
     conversation.reset()
     assert conversation.answer("hello", Settings(0, 9, None, 30), quiet) == one
+
+
+def test_a_letter_of_several_bytes_comes_whole(conversation: Conversation) -> None:
+    tokenizer = conversation.model.tokenizer
+    pieces: list[str] = []
+    streamer = Pieces(tokenizer, pieces.append)
+    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt is not repeated
+    ids = tokenizer("né€", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert pieces == ["n", "é", "€"]
 
 
 def test_a_model_hears_what_was_said_to_it_and_by_it(conversation: Conversation) -> None:
