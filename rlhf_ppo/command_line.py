@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -207,7 +208,14 @@ def _print_help(description: str, default_path: Path) -> None:
         cli_hide_none_type=True,
         cli_use_class_docs_for_groups=True,
     )
-    parser.print_help()
+    text = re.sub(r"^ {6}(?=\S)", "  ", parser.format_help(), flags=re.MULTILINE)
+    # As it would be written in YAML; the parser shows Python's words.
+    print(re.sub(r"(\(default:\s+)(None|True|False)\)", _in_yaml, text), end="")
+
+
+def _in_yaml(default: re.Match[str]) -> str:
+    words = {"None": "null", "True": "true", "False": "false"}
+    return f"{default[1]}{words[default[2]]})"
 
 
 def _source_help() -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.command_line import to_yaml
 from rlhf_ppo.config import Config
-from rlhf_ppo.console import say
+from rlhf_ppo.console import say, show_findings
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
     check_room,
     encode_prompts,
 )
+from rlhf_ppo.diagnostics import diagnose, read_metrics, write_findings
 from rlhf_ppo.errors import GuardError, UserError
 from rlhf_ppo.evaluation.heldout import during_training
 from rlhf_ppo.evaluation.sides import Evaluator
@@ -79,6 +80,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
         if processes.is_main:
             say(f"\n== {stage} ==")
             if stage == "ppo" and prepared.plan is not None:
+                say("what the run will do:")
                 show_plan(prepared.plan.lines())
         with timed_stage(Path(config.output_dir), stage, processes):
             stopped = _run_stage(stage, config, inputs, stamps) or stopped
@@ -96,6 +98,7 @@ def show_plans(config: Config) -> None:
     """
     prepared = prepare(config, STAGES)
     if prepared.processes.is_main and prepared.plan is not None:
+        say("what the run will do:")
         show_plan(prepared.plan.lines())
         _show_memory(prepared.memory)
     if prepared.memory is not None:
@@ -104,7 +107,7 @@ def show_plans(config: Config) -> None:
 
 def _show_memory(memory: Forecast | None) -> None:
     if memory is not None:
-        say("PPO on this device:")
+        say("memory of PPO on this device, by role and phase:")
         show_plan(memory.lines())
 
 
@@ -206,17 +209,22 @@ def _evaluate(
     sampling = sampling_settings(config, roles)
     evaluator = Evaluator(config, roles, sampling, processes, inputs.gold)
     found = evaluate(evaluator, prompts, _moments_of(Path(policy), config))
-    save_stage(
-        folder,
-        processes,
-        stamp,
-        lambda target: write_evaluation(target, config, prompts, found),
-    )
+    # Another policy than this run's own has no steps to look at.
+    own = config.evaluation.policy is None
+    steps = read_metrics(Path(config.output_dir) / "metrics.jsonl") if own else []
+    findings = diagnose(steps, found.summary)
+
+    def write(target: Path) -> None:
+        write_evaluation(target, config, prompts, found)
+        write_findings(target / "diagnostics.json", findings)
+
+    save_stage(folder, processes, stamp, write)
     if processes.is_main:
         answers = found.answers
         show_samples(prompts, answers.policy, answers.reference, config.evaluation.samples_shown)
         show_summary(found.summary)
         show_frontier(found.frontier)
+        show_findings(findings)
         say(f"written to {folder}")
     if found.judge_failed is not None:
         raise UserError(found.judge_failed)

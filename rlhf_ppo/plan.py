@@ -30,7 +30,10 @@ class Plan:
             ("processes", f"{self.processes}"),
             ("training prompts", f"{self.train_prompts}"),
             ("held-out prompts", f"{self.heldout_prompts}"),
-            ("prompts a step", f"{self.prompts_per_step} x {self.samples_per_prompt} responses"),
+            (
+                "prompts a step",
+                f"{self.prompts_per_step}, {self.samples_per_prompt} response(s) to each",
+            ),
             ("responses a process", f"{self.responses_per_process} a step"),
             (
                 "optimizer steps a step",

@@ -18,14 +18,15 @@ def _real_number(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_real_number), Field(gt=0)]
-PositiveOrZero = Annotated[float, BeforeValidator(_real_number), Field(ge=0)]
-Share = Annotated[float, BeforeValidator(_real_number), Field(gt=0, le=1)]
-Fraction = Annotated[float, BeforeValidator(_real_number), Field(ge=0, le=1)]
-BelowOne = Annotated[float, BeforeValidator(_real_number), Field(ge=0, lt=1)]
-AboveOne = Annotated[float, BeforeValidator(_real_number), Field(gt=1)]
+# The limits stand before the validators: so they reach the JSON schema under its own names.
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole_number)]
+CountOrZero = Annotated[int, Field(ge=0), BeforeValidator(_whole_number)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_real_number)]
+PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_real_number)]
+Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_real_number)]
+Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(_real_number)]
+BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_real_number)]
+AboveOne = Annotated[float, Field(gt=1), BeforeValidator(_real_number)]
 Number = Annotated[float, BeforeValidator(_real_number)]
 
 

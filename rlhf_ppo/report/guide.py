@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-COLUMNS = ("key", "name", "unit", "what it is", "what to expect")
+COLUMNS = ("key", "name", "unit", "mean over", "what it is", "healthy", "if not")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def metric_guide() -> tuple[Entry, ...]:
     for cells in rows[head + 2 :]:
         if len(cells) != len(COLUMNS):
             break
-        entries.append(Entry(cells[0].strip("`"), *(_plain(cell) for cell in cells[1:])))
+        key, name, unit, _, meaning, expected, _ = (_plain(cell) for cell in cells)
+        entries.append(Entry(key, name, unit, meaning, expected))
     return tuple(entries)
 
 

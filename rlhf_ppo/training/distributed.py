@@ -6,7 +6,7 @@ there is nothing to keep in step and little to wait for.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.tracking import TensorBoardTracker
-from accelerate.utils import DistributedType, gather_object
+from accelerate.tracking import TensorBoardTracker, get_available_trackers
+from accelerate.utils import DistributedType, LoggerType, gather_object
 from torch import Tensor, nn
 
 from rlhf_ppo.algorithm.batch import Rows, concatenate
@@ -23,6 +23,8 @@ from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
 
 T = TypeVar("T", bound=Rows)
+# Where a tracker's package has another name.
+PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class Processes:
@@ -38,6 +40,7 @@ class Processes:
         AcceleratorState._reset_state()
         GradientState._reset_state()
         self.trackers = config.logging.trackers if with_trackers else ()
+        _check_trackers(self.trackers)
         try:
             self.accelerator = Accelerator(
                 # Without being told, Accelerate takes the processes of `torchrun` on a machine
@@ -55,12 +58,8 @@ class Processes:
                 for item in self.accelerator.log_with
             ]
         except (ValueError, ImportError) as error:
-            raise UserError(f"logging.trackers or hardware.mixed_precision: {error}") from error
+            raise UserError(f"hardware.mixed_precision: {error}") from error
         self._refuse_sharding()
-        known = {_name(item) for item in self.accelerator.log_with}
-        missing = [name for name in self.trackers if name not in known]
-        if missing:  # Accelerate would leave it out and say nothing
-            raise UserError(f"logging.trackers: {missing[0]!r} is not installed here.")
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world:
             raise UserError(
@@ -209,6 +208,23 @@ class Processes:
                 f"{kind.value}: sharded models are not supported yet, because every process "
                 "generates with a whole model. Launch with plain data parallelism (--multi_gpu), "
                 "and use the lora section when memory is short."
+            )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate would leave out a tracker that is not installed and say nothing."""
+    known = sorted(kind.value for kind in LoggerType if kind is not LoggerType.ALL)
+    here = {kind.value for kind in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"logging.trackers: {name!r} is no tracker that Accelerate knows. Choose from "
+                f"{', '.join(known)}."
+            )
+        if name not in here:
+            raise UserError(
+                f"logging.trackers: {name!r} is not installed here. Install it (pip install "
+                f"{PACKAGES.get(name, name)}), or leave it out; metrics.jsonl is always written."
             )
 
 

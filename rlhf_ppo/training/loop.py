@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from rlhf_ppo.config import Config
-from rlhf_ppo.console import Stepper, say
+from rlhf_ppo.console import Stepper, say, show_finding
+from rlhf_ppo.diagnostics import Diagnosis, read_metrics
 from rlhf_ppo.training.checkpoint import (
     Progress,
     best_folder,
@@ -33,26 +34,28 @@ def train_ppo(run: PpoRun) -> Progress:
     progress = saved = _restore(run)
     _evaluate_start(run, progress)
     with Stepper("ppo", config.ppo.steps, shown=run.processes.is_main) as stepper:
-        stepper.done = progress.step
+        stepper.start_at(progress.step)
+        diagnosis = _diagnosis_so_far(run)
         while True:
             reason = trouble(guard, progress.watch)
             if reason is not None:
                 back = _roll_back(run, progress, reason)
                 if back is not None:
                     progress, reason = back, None
+                    diagnosis = _diagnosis_so_far(run)
             finished = reason is not None or progress.step == config.ppo.steps
             if progress != saved and _checkpoint_is_due(config, progress.step, finished):
                 _save(run, progress)
                 saved = progress
             if finished:
                 break
-            progress = _advance(run, progress, stepper)
+            progress = _advance(run, progress, stepper, diagnosis)
     if config.checkpoint.save == "best":
         _take_best(run, progress)
     return progress
 
 
-def _advance(run: PpoRun, progress: Progress, stepper: Stepper) -> Progress:
+def _advance(run: PpoRun, progress: Progress, stepper: Stepper, diagnosis: Diagnosis) -> Progress:
     """One PPO step, its evaluation if due, and its line of metrics."""
     config, processes = run.config, run.processes
     step = progress.step + 1
@@ -64,10 +67,14 @@ def _advance(run: PpoRun, progress: Progress, stepper: Stepper) -> Progress:
         metrics |= _evaluate(run, progress)
     if wants_best and "heldout/score" in metrics:
         progress = _keep_best(run, progress, metrics["heldout/score"])
+    new = diagnosis.add(metrics)
+    metrics["health/findings"] = len(diagnosis.findings)
     processes.track(metrics, step)
     if processes.is_main:
         append_metrics(run.metrics_file, metrics)
         stepper.advance(one_line(metrics), to=step)
+        for finding in new:
+            show_finding(finding)
         if _due(config.logging.sample_every, step):
             say(example)
     return progress
@@ -103,6 +110,14 @@ def _restore(run: PpoRun) -> Progress:
     for file in (run.metrics_file, run.heldout_file):
         run.processes.on_main(partial(cut_metrics, file, progress.step))
     return progress
+
+
+def _diagnosis_so_far(run: PpoRun) -> Diagnosis:
+    """What the steps that are kept showed; it was said when they were made."""
+    diagnosis = Diagnosis()
+    for line in read_metrics(run.metrics_file):
+        diagnosis.add(line)
+    return diagnosis
 
 
 def _roll_back(run: PpoRun, progress: Progress, reason: str) -> Progress | None:

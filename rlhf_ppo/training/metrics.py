@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,39 @@ def source_metrics(weighed: Weighed, failures: Sequence[Failure], dropped: int) 
     return metrics | {"reward/dropped": dropped}
 
 
+def group_metrics(rows: Sequence[int], texts: Sequence[str], scores: torch.Tensor) -> Metrics:
+    """How far the samples of a prompt differ, over prompts with two or more of them.
+
+    Args:
+        rows: of the prompt of each response; responses to one prompt are neighbours.
+        texts: the responses.
+        scores: (B,) of the reward sources together.
+    """
+    places = [list(group) for _, group in groupby(range(len(rows)), key=lambda i: rows[i])]
+    groups = [group for group in places if len(group) > 1]
+    if not groups:
+        return {}
+    same_text = sum(len({texts[place] for place in group}) == 1 for group in groups)
+    same_score = sum(bool((scores[group] == scores[group[0]]).all()) for group in groups)
+    return {
+        "group/identical": same_text / len(groups),
+        "group/equal_scores": same_score / len(groups),
+    }
+
+
+def throughput(tokens: int, seconds: Metrics) -> Metrics:
+    """Response tokens a second, over the whole step and in each phase alone.
+
+    Args:
+        tokens: of the step's responses; an update reads each of them `ppo.epochs` times.
+        seconds: of the phases, by their `time/...` keys.
+    """
+    found = {"throughput/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
+    for name, value in seconds.items():
+        found[name.replace("time/", "throughput/")] = tokens / max(value, 1e-9)
+    return found
+
+
 def update_metrics(stats: UpdateStats, loss: LossSettings, with_text: bool) -> Metrics:
     """What the update says, as far as its loss had such a part.
 
@@ -111,14 +145,19 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def one_line(metrics: Metrics) -> str:
     """The few numbers worth a glance."""
+    names = {
+        "score": ("score/mean", ".2f"),
+        "gold": ("gold/mean", ".2f"),
+        "kl": ("kl/ref", ".2f"),
+        "length": ("response/length", ".0f"),
+    }
     shown = [
-        f"score {metrics['score/mean']:.2f}",
-        f"kl {metrics['kl/ref']:.2f}",
-        f"length {metrics['response/length']:.0f}",
+        f"{name} {metrics[key]:{form}}" for name, (key, form) in names.items() if key in metrics
     ]
-    if "gold/mean" in metrics:
-        shown.insert(1, f"gold {metrics['gold/mean']:.2f}")
-    shown.append(f"{metrics['throughput/tokens_per_second']:.0f} tok/s")
+    phases = ", ".join(
+        f"{phase} {metrics[f'throughput/{phase}']:.0f}" for phase in ("rollout", "judge", "update")
+    )
+    shown.append(f"{metrics['throughput/tokens_per_second']:.0f} tok/s ({phases})")
     return "  ".join(shown)
 
 

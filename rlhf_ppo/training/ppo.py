@@ -30,9 +30,11 @@ from rlhf_ppo.training.failures import save_failure
 from rlhf_ppo.training.guard import observe
 from rlhf_ppo.training.metrics import (
     Metrics,
+    group_metrics,
     peak_memory_gib,
     rollout_metrics,
     source_metrics,
+    throughput,
     update_metrics,
 )
 from rlhf_ppo.training.ptx import TextRow, draw_rows
@@ -134,6 +136,8 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     )
     clock.lap("time/update")
     texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
+    if config.rollout.samples_per_prompt > 1:
+        metrics |= group_metrics(rollout.responses.prompt_rows.tolist(), texts, weighed.scores)
     if run.gold is not None:
         metrics["gold/mean"] = run.gold(prompts, texts)
     metrics = {
@@ -145,7 +149,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         **update_metrics(stats, loss, config.ptx is not None),
         "learning_rate": config.ppo.learning_rate * factor,
         **clock.laps,
-        "throughput/tokens_per_second": tokens / max(clock.total(), 1e-9),
+        **throughput(tokens, clock.laps),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
     return after, metrics, _example(prompts[0], texts[0], float(weighed.scores[0]))
@@ -289,13 +293,10 @@ class _Clock:
     """Seconds of each phase of a step."""
 
     def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
+        self.last = time.perf_counter()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name] = now - self.last
         self.last = now
-
-    def total(self) -> float:
-        return self.last - self.started

@@ -1,0 +1,129 @@
+"""One model's side of a conversation: its history, and answers that stream."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from rlhf_ppo.chat.models import ChatModel, Settings
+from rlhf_ppo.data.template import Message, Text, encode_prompt
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.rollout.noise import derive_seed
+
+Tell = Callable[[str], None]
+
+
+class BrokenOffError(Exception):
+    """Raised by what is told of an answer, to end it there."""
+
+
+class Conversation:
+    """What was said to one model and by it; the model goes by its own words only."""
+
+    def __init__(self, model: ChatModel) -> None:
+        """Begin with nothing said."""
+        self.model = model
+        self.history: list[Message] = []
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self.history = []
+
+    @torch.no_grad()
+    def answer(self, said: str, settings: Settings, tell: Tell) -> str:
+        """Generate the answer, a piece of text at a time.
+
+        An answer that is broken off (Ctrl-C, `BrokenOffError`) stays in the history as far as it
+        came; one that had not begun leaves none.
+
+        Args:
+            said: by the person.
+            settings: temperature, seed, system prompt, length.
+            tell: is given each piece; may raise `BrokenOffError`.
+
+        Raises:
+            UserError: no room for an answer, or a template that refuses the messages.
+        """
+        ids = self._encode(said, settings.system)
+        streamer = Pieces(self.model.tokenizer, tell)
+        turn = len(self.history) // 2
+        # The same noise for every model, and other noise for each turn.
+        torch.manual_seed(derive_seed(settings.seed, "chat", turn))
+        sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
+        if settings.temperature > 0:
+            sampling["temperature"] = settings.temperature
+        inputs = torch.tensor([ids], device=self.model.lm.device)
+        try:
+            self.model.lm.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=self._room(len(ids), settings.max_new_tokens),
+                streamer=streamer,
+                **sampling,
+            )
+        except (KeyboardInterrupt, BrokenOffError):
+            if streamer.text:
+                self._remember(said, streamer.text)
+            raise
+        self._remember(said, streamer.text)
+        return streamer.text
+
+    def _encode(self, said: str, system: str | None) -> list[int]:
+        """Token ids of all that was said; a model without a template gets the words alone."""
+        text: Text = said
+        if self.model.chats:
+            first: list[Message] = [{"role": "system", "content": system}] if system else []
+            text = [*first, *self.history, {"role": "user", "content": said}]
+        return encode_prompt(self.model.tokenizer, text)
+
+    def _room(self, used: int, wanted: int) -> int:
+        positions = self.model.positions
+        if positions is not None and used >= positions:
+            raise UserError(
+                f"{self.model.name} knows {positions} tokens, and the conversation has {used}. "
+                "Begin anew with /reset."
+            )
+        return wanted if positions is None else min(wanted, positions - used)
+
+    def _remember(self, said: str, answer: str) -> None:
+        self.history += [
+            {"role": "user", "content": said},
+            {"role": "assistant", "content": answer},
+        ]
+
+
+class Pieces(BaseStreamer):
+    """Gives `generate`'s tokens on as text, each as soon as its letters are whole.
+
+    Transformers' own `TextStreamer` waits for a space, which some languages never write.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tell: Tell) -> None:
+        self.tokenizer, self.tell = tokenizer, tell
+        self.ids: list[int] | None = None  # None: the prompt is still to come
+        self.text = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt (1, L) at first, then a token (1,) at a time."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        text = self._decoded()
+        # A letter of several bytes shows as this sign until its last byte is there.
+        if not text.endswith("\ufffd"):
+            self._pass_on(text)
+
+    def end(self) -> None:
+        """What was held back."""
+        self._pass_on(self._decoded())
+
+    def _decoded(self) -> str:
+        return str(self.tokenizer.decode(self.ids or [], skip_special_tokens=True))
+
+    def _pass_on(self, text: str) -> None:
+        piece, self.text = text[len(self.text) :], text
+        if piece:
+            self.tell(piece)
