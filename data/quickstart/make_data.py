@@ -54,6 +54,7 @@ else:
 SEED = 20260
 DEMONSTRATIONS = 36_000
 PREFERENCES = 60_000
+NAIVE = 12_000  # pairs of the reward model that is flawed on purpose
 LESSON = 12_000  # of these, the first, are contrasts alone: with them comparing is learnt soonest
 PROMPTS = {"train": 1_920, "dev": 288, "test": 288}
 
@@ -269,6 +270,15 @@ def make_preferences(rng: random.Random) -> list[Row]:
     return lesson + annotated_pairs(rng, PREFERENCES - LESSON, PAIR_MIX)
 
 
+def make_naive_preferences(rng: random.Random) -> list[Row]:
+    """Make the pairs of a reward model that is flawed on purpose: none looks for its blind spots.
+
+    Two free draws each, as if a user had compared two samples of the supervised model: hardly any
+    pair differs in the content alone, and none holds a damaged sentence.
+    """
+    return annotated_pairs(rng, NAIVE, {"free": 1.0})
+
+
 def annotated_pairs(rng: random.Random, count: int, mix: dict[str, float]) -> list[Row]:
     """Make annotated pairs of the given mix."""
     rows: list[Row] = []
@@ -354,6 +364,7 @@ def make_files() -> dict[str, str]:
     tables = {
         "demonstrations": make_demonstrations(generator("demonstrations")),
         "preferences": make_preferences(generator("preferences")),
+        "naive_preferences": make_naive_preferences(generator("naive preferences")),
         "prompts": prompts["train"],
         "dev_prompts": prompts["dev"],
         "heldout_prompts": prompts["test"],

@@ -172,10 +172,10 @@ def run_benchmark(
     return {"shape": name, "steps": steps, "peak_gflops": matmul_peak(), "sides": sides}
 
 
-def ours(folder: Path, variant: str, shape: Shape) -> Worker:
+def ours(folder: Path, variant: str, shape: Shape, *words: str) -> Worker:
     """A process of ours on the models in `folder`."""
     numbers = json.dumps(asdict(shape))
-    return Worker([sys.executable, "-m", WORKER, str(folder), variant, numbers])
+    return Worker([sys.executable, "-m", WORKER, str(folder), variant, numbers, *words])
 
 
 def alternate(workers: Mapping[str, Worker], steps: int) -> dict[str, Row]:

@@ -1,13 +1,15 @@
 """One process of the benchmark: our PPO step, each time a line comes in.
 
-    python -m rlhf_ppo.benchmark.worker ASSETS VARIANT SHAPE_AS_JSON
+    python -m rlhf_ppo.benchmark.worker ASSETS VARIANT SHAPE_AS_JSON [count]
 
-Answers each line on standard input by one JSON object on standard output.
+Answers each line on standard input by one JSON object on standard output. `count` also counts the
+bytes of live tensors, which is slow.
 """
 
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.memory import LiveBytes
 from rlhf_ppo.training.ppo import HeldOut, PpoRun, ppo_step
 from rlhf_ppo.training.roles import build_roles, sampling_settings
 
@@ -83,9 +86,14 @@ def make_run(assets: Path, shape: Shape, variant: str) -> PpoRun:
     )
 
 
-def main(assets: str, variant: str, numbers: str) -> None:
+def main(assets: str, variant: str, numbers: str, count: str = "") -> None:
     """Build, then make a step for each line."""
     quieten_libraries()
+    with LiveBytes() if count else nullcontext() as live:
+        _steps(assets, variant, numbers, live)
+
+
+def _steps(assets: str, variant: str, numbers: str, live: LiveBytes | None) -> None:
     imported = memory_mb("VmRSS")
     run = make_run(Path(assets), Shape(**json.loads(numbers)), variant)
     progress = Progress(0, 0, 0, beta=run.config.kl.beta)
@@ -103,6 +111,8 @@ def main(assets: str, variant: str, numbers: str) -> None:
             "sampler_gap": metrics["policy/sampler_gap"],
             "memory_mb": memory_mb("VmHWM") - imported,
         }
+        if live is not None:
+            row["tensors_mb"] = live.peak / 2**20
         print(json.dumps(row), flush=True)
 
 

@@ -23,10 +23,16 @@ class Finding:
 
     def line(self) -> str:
         """As on the terminal."""
-        shown = ", ".join(self.places[:SHOWN_PLACES])
+        shown = ", ".join(_file_once(self.places[:SHOWN_PLACES]))
         rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
         fate = "dropped" if self.dropped else "kept"
         return f"{len(self.places)} {fate}: {self.reason} ({shown}{rest})"
+
+
+def _file_once(places: Sequence[str]) -> list[str]:
+    """`a.jsonl:3`, `a.jsonl:5` as people would say it: the file with the first line alone."""
+    file = places[0].rpartition(":")[0] + ":"
+    return [places[0], *(place.removeprefix(file) for place in places[1:])]
 
 
 class TooLong(NamedTuple):

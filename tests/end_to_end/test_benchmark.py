@@ -77,8 +77,9 @@ def test_the_forecast_knows_what_stands_on_the_policys_base(variant: str, tmp_pa
 def test_four_roles_on_one_base_take_little_more_than_a_supervised_step() -> None:
     result = run_memory("W", steps=2)
     sides = result["sides"]
-    assert sides["one_base"]["share"] < 1.35
-    assert sides["separate"]["share"] > 2
+    assert sides["one_base"]["tensors_share"] < 1.35
+    assert sides["one_base"]["memory_share"] < 1.35
+    assert sides["separate"]["tensors_share"] > 2
     assert "| plain LoRA supervised step |" in memory_table(result)
 
 

@@ -38,7 +38,7 @@ def test_bad_rows_are_dropped_counted_by_reason_and_placed(tmp_path: Path) -> No
     path = tmp_path / "a.jsonl"
     assert report.lines() == [
         f"data.prompts: 2 of 5 rows used ({path})",
-        f"  2 dropped: prompt is empty ({path}:2, {path}:5)",
+        f"  2 dropped: prompt is empty ({path}:2, 5)",
         f"  1 dropped: not valid JSON ({path}:3)",
     ]
 
