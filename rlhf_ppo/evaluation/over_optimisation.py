@@ -11,6 +11,8 @@ from rlhf_ppo.evaluation.statistics import Estimate, resampled_means
 Form = Literal["d(alpha - beta d)", "d(alpha - beta log d)"]
 FORMS: dict[str, Form] = {"best_of_n": "d(alpha - beta d)", "ppo": "d(alpha - beta log d)"}
 FEWEST = 3  # points beyond the reference; two would be met by any such curve
+FOLLOWED = 0.8  # share of the points' variance that a curve must explain
+HELD = 0.8  # share of its largest KL that a path must still have at its end
 SMALLEST = 1e-6  # nats: estimates of a KL near 0 may be negative
 
 
@@ -35,13 +37,16 @@ class Found:
 def turning_point(path: Path, form: Form, samples: int, seed: int) -> Found:
     """The maximum of gold along a path, if a rise and a fall after it stand out from the noise.
 
-    With d the root of the KL, the gain over the reference is fitted by `form` (best-of-n: a
-    parabola, PPO: a logarithm; Gao et al. 2023), by least squares with each point weighed by one
-    over its bootstrap variance. Each resample of the prompts is fitted again; intervals are
-    percentiles over these fits. A maximum is told only if three things lie beyond their 95 %
-    intervals: the curve's rise up to it, the curve's slope at the last point, and the measured fall
-    from the point next to it to the last. A curve of two parameters alone would find a maximum in
-    anything that levels off.
+    Whether it rose and fell is asked of the measured points alone: one of them must lie above the
+    reference and above the last point, all these differences in one simultaneous 95 % band (the
+    bootstrap of the largest studentised one), since the best of many points looks good by chance.
+
+    Where it turned: with d the root of the KL, the gain over the reference is fitted by `form`
+    (best-of-n: a parabola, PPO: a logarithm; Gao et al. 2023), by least squares with each point
+    weighed by one over its bootstrap variance; each resample of the prompts is fitted again, and
+    intervals are percentiles over these fits. If the curve does not follow the points, or the KL
+    came back on the way so that gold is no function of it, the best measured point is told instead
+    and no curve is fitted.
 
     Args:
         path: the points.
@@ -57,38 +62,99 @@ def turning_point(path: Path, form: Form, samples: int, seed: int) -> Found:
             f"too little is measured: {max(0, points - 1)} points beyond the reference, "
             f"{prompts} prompts; a curve needs {FEWEST} points"
         )
+    measured = _Measured(path, path.gold, samples, seed)
+    change = _words(measured.change())
+    if not measured.rose:
+        return _nothing(f"no rise of gold can be told from noise (change at the end {change})")
+    if not measured.fell:
+        return _nothing(
+            f"gold rises, and no fall after it can be told from noise (change at the end {change})"
+        )
     curves = {
         name: _Curve(path.kl, values, form, samples, seed)
         for name, values in (("score", path.score), ("gold", path.gold))
     }
     gold = curves["gold"]
-    rise, fall = gold.rise(), gold.fall()
-    change = gold.change(gold.last)
-    if rise["low"] <= 0:
-        return _nothing(
-            f"no rise of gold can be told from noise (change at the end {_words(change)})"
-        )
-    if fall is None:
-        return _nothing(
-            "gold rises, and no fall after it can be told from noise "
-            f"(change at the end {_words(change)})"
-        )
-    found: dict[str, Any] = {"found": True, "kl": gold.peak_kl()}
-    where = f"{_words(found['kl'])} nats"
+    back = _turned_back(path.kl.mean(dim=0), path.steps)
+    if back is not None or not gold.follows():
+        why = back or f"{form}, d the root of the KL, does not follow these points"
+        return _found(measured.turn(), None, why)
+    turn: dict[str, Any] = {"kl": gold.peak_kl()}
     if path.steps is not None:
-        found["step"] = gold.peak_step(path.steps)
-        where += f", step {_words(found['step'], 0)}"
-    found |= {"gold": gold.peak_value(), "fall": fall}
-    found["text"] = (
-        f"gold is highest at {where}: {_words(found['gold'])}; by the last point it has fallen by "
-        f"{_words(fall)}"
-    )
+        turn["step"] = gold.peak_step(path.steps)
+    turn |= {"gold": gold.peak_value(), "fall": measured.fall()}
     fits = {
         name: {"alpha": alpha, "beta": beta, "form": form}
         for name, curve in curves.items()
         for alpha, beta in [curve.fitted[0].tolist()]
     }
-    return Found(found, fits)
+    return _found(turn, fits, None)
+
+
+def _found(turn: dict[str, Any], fits: dict[str, Any] | None, why: str | None) -> Found:
+    where = f"{_words(turn['kl'])} nats"
+    if "step" in turn:
+        where += f", step {_words(turn['step'], 0)}"
+    text = (
+        f"gold is highest at {where}: {_words(turn['gold'])}; by the last point it has fallen by "
+        f"{_words(turn['fall'])}"
+    )
+    if why is not None:
+        text += f" (as measured; no curve is fitted: {why})"
+    return Found({"found": True} | turn | {"text": text}, fits)
+
+
+class _Measured:
+    """The points as they are: row 0 are the means, the others those of the resamples."""
+
+    def __init__(self, path: Path, gold: Tensor, samples: int, seed: int) -> None:
+        data = gold.double()
+        self.means = torch.cat([data.mean(dim=0)[None], resampled_means(data, samples, seed)])
+        self.kl = path.kl.double().mean(dim=0)
+        self.steps = path.steps
+        inner = self.means[:, 1:-1]
+        above = torch.cat([inner - self.means[:, :1], inner - self.means[:, -1:]], dim=1)
+        end = self.means[:, -1:] - self.means[:, :1]
+        contrasts = torch.cat([above, end], dim=1)
+        self.error = contrasts[1:].std(dim=0) + 1e-12
+        self.width = float(
+            ((contrasts[1:] - contrasts[0]).abs() / self.error).amax(1).quantile(0.95)
+        )
+        low = contrasts[0] - self.width * self.error
+        count = inner.shape[1]
+        rises, falls = low[:count] > 0, low[count : 2 * count] > 0
+        self.rose = bool(rises.any()) or float(low[-1]) > 0
+        self.fell = bool((rises & falls).any())
+        self.peak = 1 + int(inner[0].argmax())
+
+    def change(self) -> Estimate:
+        """From the reference to the last point."""
+        return _percentiles(self.means[:, -1] - self.means[:, 0])
+
+    def fall(self) -> Estimate:
+        """From the best point to the last one, within the simultaneous band."""
+        value = float(self.means[0, self.peak] - self.means[0, -1])
+        half = self.width * float(self.error[self.means.shape[1] - 2 + self.peak - 1])
+        return {"mean": value, "low": value - half, "high": value + half}
+
+    def turn(self) -> dict[str, Any]:
+        """The best point; where it is differs between resamples."""
+        best = self.means.argmax(dim=1)
+        turn: dict[str, Any] = {"kl": _percentiles(self.kl[best])}
+        if self.steps is not None:
+            turn["step"] = _percentiles(torch.tensor(self.steps, dtype=torch.float64)[best])
+        return turn | {"gold": _percentiles(self.means[:, self.peak]), "fall": self.fall()}
+
+
+def _turned_back(kl: Tensor, steps: list[int] | None) -> str | None:
+    """What is to be said of a path whose last KL is well below its largest one."""
+    largest = int(kl.argmax())
+    if steps is None or float(kl[-1]) >= HELD * float(kl[largest]):
+        return None
+    return (
+        f"the KL went to {float(kl[largest]):.2f} nats at step {steps[largest]} and came back to "
+        f"{float(kl[-1]):.2f}, so gold is no curve over it"
+    )
 
 
 class _Curve:
@@ -102,25 +168,18 @@ class _Curve:
         self.d = means[:, 1:count].clamp(min=SMALLEST).sqrt()  # (1 + samples, K - 1)
         self.start = means[:, count]
         self.gain = means[:, count + 1 :] - self.start[:, None]
-        self.last = int(self.d[0].argmax())
         variance = self.gain[1:].var(dim=0)
-        self.fitted = self._fit(1 / variance.clamp(min=float(variance.max()) * 1e-4 + 1e-12))
+        self.weights = 1 / variance.clamp(min=float(variance.max()) * 1e-4 + 1e-12)
+        self.fitted = self._fit(self.weights)
         self.top = self._top()
 
-    def rise(self) -> Estimate:
-        """Of the fitted curve, from the reference to its maximum."""
-        return _percentiles(self._at(self.top))
-
-    def change(self, point: int) -> Estimate:
-        """Measured, from the reference to a point."""
-        return _percentiles(self.gain[:, point])
-
-    def fall(self) -> Estimate | None:
-        """Measured, from the point nearest the maximum to the last one; None: it may be noise."""
-        nearest = int((self.d[0] - self.top[0]).abs().argmin())
-        drop = _percentiles(self.gain[:, nearest] - self.gain[:, self.last])
-        slope = _percentiles(self._slope(self.d[:, self.last]))
-        return drop if drop["low"] > 0 and slope["high"] < 0 else None
+    def follows(self) -> bool:
+        """Whether the curve tells the points' story: most of their variance, and a maximum."""
+        rest = (self.gain[0] - self._at(self.d)[0]).square()
+        spread = (self.gain[0] - self.gain[0].mean()).square()
+        explained = 1 - float((self.weights * rest).sum() / (self.weights * spread).sum())
+        slope = _percentiles(self._slope(self.d.amax(dim=1)))
+        return explained >= FOLLOWED and slope["high"] < 0
 
     def peak_kl(self) -> Estimate:
         """KL at the maximum."""
@@ -150,15 +209,17 @@ class _Curve:
         return fitted.squeeze(2)
 
     def _top(self) -> Tensor:
-        """The d of the maximum, at most the last measured one: (1 + samples,)."""
+        """The d of the maximum, at most the largest measured one: (1 + samples,)."""
         alpha, beta = self.fitted.unbind(dim=1)
         ratio = alpha / beta.clamp(min=1e-12)
         top = ratio / 2 if self.form == "d(alpha - beta d)" else (ratio - 1).clamp(max=50).exp()
-        last = self.d[:, self.last]
+        last = self.d.amax(dim=1)
         return torch.where(beta > 0, torch.minimum(top.clamp(min=0), last), last)
 
     def _at(self, d: Tensor) -> Tensor:
         alpha, beta = self.fitted.unbind(dim=1)
+        if d.dim() == 2:  # several points of each row
+            alpha, beta = alpha[:, None], beta[:, None]
         inner = d if self.form == "d(alpha - beta d)" else d.clamp(min=1e-12).log()
         return d * (alpha - beta * inner)
 

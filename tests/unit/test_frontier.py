@@ -139,6 +139,55 @@ def test_gold_that_levels_off_is_not_said_to_turn() -> None:
     )
 
 
+def test_a_run_whose_kl_came_back_is_not_said_to_have_turned_at_its_highest_kl() -> None:
+    """KL 7.8 at step 25 with gold 1.2, KL 3.0 at the end with gold 1.8: no fall, though the point
+    of highest KL lay below the curve's maximum."""
+    d = torch.tensor([0.0, 1.0, 1.5, 2.8, 2.0, 1.8, 1.7], dtype=torch.float64)
+    gold = torch.tensor([0.7, 1.1, 1.7, 1.2, 1.6, 1.8, 1.8], dtype=torch.float64)
+    noise = 0.3 * torch.randn(288, 7, generator=source(3), dtype=torch.float64)
+    path = Path((d**2).expand(288, -1), gold + noise, gold + noise, [0, 5, 15, 25, 50, 75, 100])
+    found = turning_point(path, FORMS["ppo"], 300, 1)
+    assert not found.turning_point["found"] and found.fits is None
+    assert "no fall after it" in found.turning_point["text"]
+
+
+def measured(gold: list[float], d: list[float], noise: float = 0.5) -> Path:
+    """Points of 288 prompts whose gold follows no curve of d."""
+    drawn = noise * torch.randn(288, len(d), generator=source(3), dtype=torch.float64)
+    table = torch.tensor(gold, dtype=torch.float64) + drawn
+    kl = torch.tensor(d, dtype=torch.float64).square().expand(288, -1)
+    return Path(kl, table, table, [5 * place for place in range(len(d))])
+
+
+def test_a_rise_that_no_curve_follows_is_told_as_measured() -> None:
+    """Gold .7, .9, 1.0, then -1 for ever while d grows to 15: the logarithm saw no rise at all."""
+    path = measured([0.7, 0.9, 1.0, 0.4, -0.7, -1, -1, -1, -1], [0, 0.4, 3, 4, 6, 8, 11, 14, 15])
+    found = turning_point(path, FORMS["ppo"], 300, 1)
+    point = found.turning_point
+    assert point["found"] and found.fits is None
+    assert point["step"]["mean"] == 10 and 5 <= point["step"]["low"] <= point["step"]["high"] <= 15
+    assert point["gold"]["low"] < 1.0 < point["gold"]["high"]
+    assert point["fall"]["low"] < 2.0 < point["fall"]["high"]
+    assert "does not follow these points" in point["text"]
+
+
+def test_after_a_kl_that_came_back_a_turn_is_told_as_measured() -> None:
+    path = measured([0.7, 1.5, 1.8, 1.6, 0.8, 0.5], [0, 1, 2, 5, 3, 2])
+    found = turning_point(path, FORMS["ppo"], 300, 1)
+    assert found.turning_point["found"] and found.fits is None
+    assert "went to 25.00 nats at step 15 and came back to 4.00" in found.turning_point["text"]
+
+
+def test_the_fall_is_to_the_last_evaluation_not_to_the_one_of_highest_kl() -> None:
+    """A little less KL at the end than in between is noise; its gold is where the run stands."""
+    path = planted(FORMS["ppo"], 1.0, 0.8, [0.5, 1, 1.5, 2, 3, 4, 3.9], 0.01)
+    point = turning_point(path, FORMS["ppo"], 300, 1).turning_point
+    assert path.gold is not None
+    gold = path.gold.mean(dim=0)
+    assert point["found"]
+    assert point["fall"]["mean"] == pytest.approx(float(gold[3] - gold[-1]), abs=0.02)
+
+
 def test_noise_alone_turns_in_fewer_than_one_run_of_twenty() -> None:
     alarms = 0
     for seed in range(60):
