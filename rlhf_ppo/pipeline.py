@@ -5,6 +5,7 @@ exists for the same settings is kept; for other settings the run stops and says 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,9 +69,13 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
     if prepared.memory is not None:
         check_memory(config, prepared.memory, processes.sharers)
     finished = finished_stages(config, stages, stamps)
+    folder = Path(config.output_dir)
+    # A finished run that is evaluated again: what it says of itself stays.
+    again = list(stages) == ["evaluation"] and (folder / "config.yaml").exists()
     processes.wait()  # all have looked before one writes
-    processes.on_main(lambda: _write_start(config, stages, inputs))
-    processes.on_main(lambda: write_machine(Path(config.output_dir), processes))
+    processes.on_main(lambda: _write_start(config, inputs, again=again))
+    if not again:
+        processes.on_main(lambda: write_machine(folder, processes))
     stopped = None
     for stage in stages:
         if stage in finished:
@@ -82,10 +87,10 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
             if stage == "ppo" and prepared.plan is not None:
                 say("what the run will do:")
                 show_plan(prepared.plan.lines())
-        with timed_stage(Path(config.output_dir), stage, processes):
+        with nullcontext() if again else timed_stage(folder, stage, processes):
             stopped = _run_stage(stage, config, inputs, stamps) or stopped
         if stage == "evaluation" and processes.is_main:
-            _draw_report(Path(config.output_dir))
+            _draw_report(folder)
     if stopped is not None:
         raise GuardError(stopped)
 
@@ -268,13 +273,13 @@ def _encode_text(
     return rows
 
 
-def _write_start(config: Config, stages: Sequence[str], inputs: Inputs) -> None:
+def _write_start(config: Config, inputs: Inputs, *, again: bool) -> None:
     """What the run was told, what it found in its data, and what it assumes of its tokenizers."""
     for line in [*inputs.report.lines(), *assumptions(config, inputs.texts)]:
         say(line)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if stages == ["evaluation"] and (folder / "config.yaml").exists():
+    if again:
         return  # these stay those of the run; evaluation/ has its own settings
     text = to_yaml(config.model_copy(update={"resume": False}))
     (folder / "config.yaml").write_text(text, encoding="utf-8")

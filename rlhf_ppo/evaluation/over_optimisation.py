@@ -174,12 +174,13 @@ class _Curve:
         self.top = self._top()
 
     def follows(self) -> bool:
-        """Whether the curve tells the points' story: most of their variance, and a maximum."""
+        """Whether the curve tells the points' story: their variance, a rise, a fall after it."""
         rest = (self.gain[0] - self._at(self.d)[0]).square()
         spread = (self.gain[0] - self.gain[0].mean()).square()
         explained = 1 - float((self.weights * rest).sum() / (self.weights * spread).sum())
         slope = _percentiles(self._slope(self.d.amax(dim=1)))
-        return explained >= FOLLOWED and slope["high"] < 0
+        rise = _percentiles(self._at(self.top))
+        return explained >= FOLLOWED and rise["low"] > 0 and slope["high"] < 0
 
     def peak_kl(self) -> Estimate:
         """KL at the maximum."""

@@ -36,6 +36,7 @@ def test_both_variants_are_timed_in_alternation(tmp_path: Path) -> None:
     assert table(result) in shown.stdout
 
 
+@pytest.mark.slow
 def test_an_axis_is_walked_and_its_tables_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AXES, "vocabulary", ("vocabulary", (512, 100_000)))
     result = run_scaling("vocabulary", steps=1, shape="XS")
@@ -48,6 +49,7 @@ def test_an_axis_is_walked_and_its_tables_are_counted(monkeypatch: pytest.Monkey
     assert f"| {large['memory_mb']:.0f} | {large['tables_mb']:.0f} |" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["shared", "separate", "lora", "bf16"])
 def test_memory_is_what_the_forecast_says(variant: str) -> None:
     """Weights, gradients, optimizer, activations: each is more than a fifth of one of these.

@@ -181,7 +181,7 @@ def test_two_models_are_compared_without_any_run(config: Path, gpt2_models: dict
     words = ["--output_dir", "pair", "--evaluation.policy", trained]
     assert here("evaluate", config, *words) == 0
     names = {path.name for path in (config.parent / "pair").iterdir()}
-    assert names == {"config.yaml", "data_report.json", "evaluation"}
+    assert names == {"config.yaml", "data_report.json", "evaluation", "machine.json"}
     ours, theirs = found(config, run="pair"), found(config)
     assert ours["policy"] == theirs["policy"] and ours["greedy"] == theirs["greedy"]
     assert found(config, "frontier", "pair")["ppo"] == []

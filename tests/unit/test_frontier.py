@@ -171,6 +171,15 @@ def test_a_rise_that_no_curve_follows_is_told_as_measured() -> None:
     assert "does not follow these points" in point["text"]
 
 
+def test_a_curve_that_sees_the_fall_and_not_the_rise_is_not_drawn() -> None:
+    """Its maximum lay at the reference, though gold had doubled before it fell."""
+    golds = [0.5, 0.84, 1.08, 0.4, -0.1, -0.7, -0.9, -0.7, -0.6, -1.3, -1.6, -1.5]
+    path = measured(golds, [0, 0.4, 2.1, 4.2, 5.2, 6.3, 7.5, 7, 7.6, 11, 11.5, 13.7])
+    found = turning_point(path, FORMS["ppo"], 300, 1)
+    assert found.turning_point["found"] and found.fits is None
+    assert found.turning_point["step"]["mean"] == 10
+
+
 def test_after_a_kl_that_came_back_a_turn_is_told_as_measured() -> None:
     path = measured([0.7, 1.5, 1.8, 1.6, 0.8, 0.5], [0, 1, 2, 5, 3, 2])
     found = turning_point(path, FORMS["ppo"], 300, 1)
