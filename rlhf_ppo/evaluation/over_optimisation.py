@@ -179,8 +179,10 @@ class _Curve:
         spread = (self.gain[0] - self.gain[0].mean()).square()
         explained = 1 - float((self.weights * rest).sum() / (self.weights * spread).sum())
         slope = _percentiles(self._slope(self.d.amax(dim=1)))
-        rise = _percentiles(self._at(self.top))
-        return explained >= FOLLOWED and rise["low"] > 0 and slope["high"] < 0
+        # The many points of a long fall would outvote a short rise.
+        best = self.gain[0].argmax()
+        sees_rise = float(self._at(self.d)[0, best]) >= float(self.gain[0, best]) / 2
+        return explained >= FOLLOWED and sees_rise and slope["high"] < 0
 
     def peak_kl(self) -> Estimate:
         """KL at the maximum."""
