@@ -138,11 +138,22 @@ class _Measured:
         return {"mean": value, "low": value - half, "high": value + half}
 
     def turn(self) -> dict[str, Any]:
-        """The best point; where it is differs between resamples."""
-        best = self.means.argmax(dim=1)
-        turn: dict[str, Any] = {"kl": _percentiles(self.kl[best])}
+        """The best point, within all that may hold the maximum.
+
+        These are the points that are best in a resample, and one more on each side, since nothing
+        was measured between two points.
+        """
+        best = _percentiles(self.means.argmax(dim=1).double())
+        low, high = max(0, round(best["low"]) - 1), min(len(self.kl), round(best["high"]) + 2)
+
+        def within(values: Tensor) -> Estimate:
+            near = values[low:high]
+            peak = float(values[self.peak])
+            return {"mean": peak, "low": float(near.min()), "high": float(near.max())}
+
+        turn: dict[str, Any] = {"kl": within(self.kl)}
         if self.steps is not None:
-            turn["step"] = _percentiles(torch.tensor(self.steps, dtype=torch.float64)[best])
+            turn["step"] = within(torch.tensor(self.steps, dtype=torch.float64))
         return turn | {"gold": _percentiles(self.means[:, self.peak]), "fall": self.fall()}
 
 
