@@ -18,9 +18,11 @@ from cli import ROOT, run_here
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = r"python3?|accelerate|torchrun|taskset|pytest|pip|ruff|mypy|tensorboard|chromium|cp|\."
 STARTS = re.compile(rf"(\w+=\S+ +)*(\.\.\. +)?((?:{PROGRAMS}) +\S|pytest$|mypy$|\S+/\S+\.py( |$)|--\w)")
-INLINE = re.compile(r"(\w+=\S+ )*((?:python3?|accelerate launch|torchrun) .*\.py|pytest|pip install |"
-                    r"scripts/\w+\.py)( |$)")  # fmt: skip
-SHELLS = ("", "sh", "bash", "shell", "console")
+INLINE = re.compile(
+    r"(\w+=\S+ )*((?:python3?|accelerate launch|torchrun) .*\.py( |$)|pytest( |$)|pip install \S|"
+    r"scripts/\w+\.py \S)"
+)
+SHELLS = ("", "sh", "bash", "shell")
 STAND_INS = {"FILE": "my.yaml", "SEED": "1", "seedSEED": "seed1", "RUN": "runs/quickstart"}
 WITH_CONFIG = ("train", "sft", "reward_model", "ppo", "evaluate", "plan")
 FROM_PROJECT = re.compile(r"(?:rlhf_ppo|\.)\[(\w+)\]")
@@ -71,8 +73,9 @@ def find_in(text: str, page: str) -> list[Documented]:
         while whole.endswith("\\"):
             whole = f"{whole[:-1].rstrip()} {next(lines)[1].strip()}"
             prose.append("")
-        marked = fence in SHELLS[1:] and whole and not whole.startswith("#")
-        if marked or (fence in (None, "") and STARTS.match(whole)):
+        said = whole and not whole.startswith("#")
+        # An indented line is a command; a fence without a language may hold output as well.
+        if said and (fence in SHELLS or fence is None) and (fence != "" or STARTS.match(whole)):
             found.append(Documented(page, number, whole, True))
     joined = "\n".join(prose)
     for span in re.finditer(r"`([^`]+)`", joined):
