@@ -16,8 +16,8 @@ import pytest
 from cli import ROOT, run_here
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = r"python3?|accelerate|torchrun|taskset|pytest|pip|ruff|mypy|tensorboard|chromium|cp|\."
-STARTS = re.compile(rf"(\w+=\S+ +)*(\.\.\. +)?((?:{PROGRAMS}) +\S|pytest$|mypy$|\S+/\S+\.py( |$)|--\w)")
+PROGRAMS = r"python3?|accelerate|torchrun|taskset|pytest|pip|ruff|mypy|tensorboard|chromium|\."
+STARTS = re.compile(rf"(\w+=\S+ +)*(\.\.\. +)?((?:{PROGRAMS}) +\S|pytest$|\S+/\S+\.py( |$)|--\w)")
 INLINE = re.compile(
     r"(\w+=\S+ )*((?:python3?|accelerate launch|torchrun) .*\.py( |$)|pytest( |$)|pip install \S|"
     r"scripts/\w+\.py \S)"

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from pathlib import Path
 from cli import ENVIRONMENT, ROOT
 from documented import PAGES, WITH_CONFIG, named_files, script_of, simple_commands
 
+# Programs are those beside this Python; what is printed is seen at once.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+HERE = {"PATH": PATH, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 TRAINING = ("train", "sft", "reward_model", "ppo")
 RUNS = ("a", "b", "c", "rloo", "seed201", "mine-1", "other-1", "experiments/rloo-201")
 # What makes any run short; a command's own settings come before these.
@@ -112,7 +116,11 @@ def shortened(words: list[str], number: int, judge: str) -> tuple[list[str], Pat
     more = {
         "benchmark": ["--shape", "XS", "--steps", "1"],
         "reward_server": ["--port", "0"],
-        "chat": ["--max_new_tokens", "4", *(["--port", "0"] if "--web" in arguments else [])],
+        "chat": [
+            "--max_new_tokens",
+            "4",
+            *(["--port", free_port()] if "--web" in arguments else []),
+        ],
         "config_docs": ["--check"],
         "make_data": ["--check"],
         "mutants": ["--only", "masked"],
@@ -146,7 +154,8 @@ def give(text: str, desk: Path, number: int = 0, judge: str = "") -> list[str]:
 def run_line(line: str, cwd: Path, serves: bool, limit: float = 300) -> None:
     """Run a shell line to its end; one that serves until it says where, then it is interrupted."""
     with subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], cwd=cwd, env=os.environ | ENVIRONMENT, text=True,
+        ["bash", "-c", f"exec {line}"], cwd=cwd, text=True,
+        env=os.environ | ENVIRONMENT | HERE,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         timer = threading.Timer(limit, process.kill)
@@ -160,6 +169,12 @@ def run_line(line: str, cwd: Path, serves: bool, limit: float = 300) -> None:
         timer.cancel()
         code = process.wait()
     assert code == 0 or (serves and "http://127.0.0.1" in said), f"{line}\n{said[-3000:]}"
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 @contextmanager
@@ -184,5 +199,3 @@ def stand_in_judge() -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-
-
