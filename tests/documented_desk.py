@@ -24,6 +24,9 @@ from documented import PAGES, WITH_CONFIG, named_files, script_of, simple_comman
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 HERE = {"PATH": PATH, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 TRAINING = ("train", "sft", "reward_model", "ppo")
+# What each stage of its own finds in its folder, made by those before it.
+BEFORE = {"reward_model": ["sft"], "ppo": ["sft", "reward_model"]}
+BEFORE |= {"evaluate": ["sft", "reward_model", "policy"]}
 RUNS = ("a", "b", "c", "rloo", "seed201", "mine-1", "other-1", "experiments/rloo-201")
 # What makes any run short; a command's own settings come before these.
 SHORT = {
@@ -90,8 +93,12 @@ def fill_desk(desk: Path) -> None:
         (desk / name).symlink_to(desk / "runs" / "quickstart" / model)
 
 
-def shortened(words: list[str], number: int, judge: str) -> tuple[list[str], Path | None]:
+def shortened(
+    words: list[str], desk: Path, number: int, judge: str
+) -> tuple[list[str], Path | None]:
     """A command that does as much as the documented one, for less; and where it is given.
+
+    What trains does so in a new folder, which holds the stages before it.
 
     None for the folder: at the desk. An empty command is one that needs what is not here.
     """
@@ -105,8 +112,11 @@ def shortened(words: list[str], number: int, judge: str) -> tuple[list[str], Pat
     if name in WITH_CONFIG:
         config = arguments[arguments.index("--config") + 1] if "--config" in arguments else ""
         added = SHORT | LOCAL.get(config, {})
-        if name in TRAINING and "--resume" not in arguments and number:
+        fresh = name in TRAINING or config == "my.yaml"
+        if fresh and name != "plan" and "--resume" not in arguments and number:
             added = added | {"output_dir": f"runs/new{number}"}
+            for stage in BEFORE.get(name, []):
+                shutil.copytree(desk / "runs" / "mine" / stage, desk / f"runs/new{number}" / stage)
         if "--evaluation.judge.url" in arguments:
             added = added | {"evaluation.judge.url": judge}
         if "--resume" in arguments:  # a run's own settings, which it has been shortened by
@@ -139,7 +149,7 @@ def give(text: str, desk: Path, number: int = 0, judge: str = "") -> list[str]:
     """
     given = []
     for words in simple_commands(text):
-        command, folder = shortened(words, number, judge)
+        command, folder = shortened(words, desk, number, judge)
         if not command:
             continue
         # The shell expands patterns and lets a file be read, as it does for a reader.
