@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def shortened(
         given = [word for key, value in added.items() for word in (f"--{key}", value)]
         return [*launcher, path, *arguments, *given], None
     more = {
-        "benchmark": ["--shape", "XS", "--steps", "1"],
+        "benchmark": ["--shape", "XS", "--steps", "1", "--variants", "shared"],
         "reward_server": ["--port", "0"],
         "chat": [
             "--max_new_tokens",
@@ -162,7 +161,7 @@ def give(text: str, desk: Path, number: int = 0, judge: str = "") -> list[str]:
 
 
 def run_line(line: str, cwd: Path, serves: bool, limit: float = 300) -> None:
-    """Run a shell line to its end; one that serves until it says where, then it is interrupted."""
+    """Run a shell line to its end; one that serves until it says where, then it is ended."""
     with subprocess.Popen(
         ["bash", "-c", f"exec {line}"], cwd=cwd, text=True,
         env=os.environ | ENVIRONMENT | HERE,
@@ -175,7 +174,7 @@ def run_line(line: str, cwd: Path, serves: bool, limit: float = 300) -> None:
         for printed in process.stdout:
             said += printed
             if serves and re.search(r"http://127\.0\.0\.1:\d+", printed):
-                process.send_signal(signal.SIGINT)
+                process.terminate()
         timer.cancel()
         code = process.wait()
     assert code == 0 or (serves and "http://127.0.0.1" in said), f"{line}\n{said[-3000:]}"
