@@ -22,17 +22,6 @@ from documented_desk import fill_desk, give, make_desk, stand_in_judge
 
 COMMANDS = list(all_commands())
 RUNS = ("quickstart", "a", "b", "c", "mine", "rloo")  # finished runs that commands speak of
-# Mended in docs/experiments.md, this text is found no more and its mark marks nothing.
-BROKEN = "... --sft null --reward_model null --policy.path runs/seed201/sft --reward.path"
-
-
-def marked(commands: list[Documented]) -> list[object]:
-    reason = "reward.path is no setting: --reward.sources '[{kind: model, path: ...}]'"
-    broken = pytest.mark.xfail(strict=True, reason=reason)
-    return [
-        pytest.param(c, id=c.place, marks=[broken] if c.text.startswith(BROKEN) else [])
-        for c in commands
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +38,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", marked(COMMANDS))
+@pytest.mark.parametrize("command", COMMANDS, ids=[c.place for c in COMMANDS])
 def test_every_documented_command_is_understood(
     command: Documented, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +125,5 @@ SHOWN = [command for command in COMMANDS if command.in_block]
 @pytest.mark.parametrize("number", range(len(SHOWN)), ids=[c.place for c in SHOWN])
 def test_every_shown_command_can_be_given(number: int, real_desk: Path) -> None:
     command = SHOWN[number]
-    if command.text.startswith(BROKEN):
-        pytest.xfail("reward.path is no setting")
     with stand_in_judge() as judge:
         give(command.text, real_desk, number + 1, judge)
