@@ -7,6 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+# One core for each of the workers that share the tests: a run in a worker takes as many threads as
+# it sees cores, and threads of two runs on the same cores wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
