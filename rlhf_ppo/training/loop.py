@@ -98,6 +98,7 @@ def _evaluate(run: PpoRun, progress: Progress) -> Metrics:
 def _restore(run: PpoRun) -> Progress:
     """Load the newest checkpoint, if there is one, and forget the metrics after it."""
     found = list_checkpoints(run.checkpoints)
+    run.processes.wait()  # all have looked before one writes
     config = run.config
     progress = Progress(0, 0, 0, beta=config.kl.beta, penalty=config.ppo.penalty)
     if found:
