@@ -67,6 +67,8 @@ class FunctionSource(_Source):
     """What metrics and messages call it."""
     path: str
     """Where it is: "folder/file.py:function" or "module:function"."""
+    timeout: Positive | None = None
+    """A call without an answer for so long gives no scores (seconds); null: wait for ever."""
 
 
 class HttpSource(_Source):

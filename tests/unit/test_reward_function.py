@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ PROMPTS = plain_prompts({"answer": 1, "extra": "x"}, {"answer": 2})
 HEAD = "def score(prompts, responses, **columns):\n"
 
 
-def reward(folder: Path, code: str) -> RewardFunction:
+def reward(folder: Path, code: str, timeout: float | None = None) -> RewardFunction:
     file = folder / "reward.py"
     file.write_text(code, encoding="utf-8")
-    return RewardFunction(FunctionSource(kind="function", path=f"{file}:score"), "here")
+    source = FunctionSource(kind="function", path=f"{file}:score", timeout=timeout)
+    return RewardFunction(source, "here")
 
 
 def reason(score: Score) -> str:
@@ -52,6 +54,31 @@ def test_one_response_that_makes_it_raise_does_not_cost_the_others_their_scores(
     good, bad = found.score(PROMPTS, ["ab", ""])
     assert good == 5.0
     assert reason(bad) == f"{tmp_path}/reward.py:3: ZeroDivisionError: division by zero"
+
+
+HANGS = "import time\n" + HEAD + "    time.sleep(600 if 'hang' in responses else 0)\n"
+
+
+def test_a_function_that_hangs_gives_no_scores_and_does_not_hold_the_run(tmp_path: Path) -> None:
+    """It was waited for until the end of days."""
+    found = reward(tmp_path, HANGS + "    return [1 for _ in responses]", timeout=0.2)
+    began = time.monotonic()
+    first, second = found.score(PROMPTS, ["hang", "b"])
+    assert time.monotonic() - began < 5, "not asked again one by one"
+    assert reason(first) == reason(second) == "no answer in 0.2 s"
+    assert found.score(PROMPTS, ["a", "b"]) == [1.0, 1.0], "it may answer the next time"
+
+
+def test_with_a_timeout_errors_are_told_as_without(tmp_path: Path) -> None:
+    code = HEAD + "    raise TimeoutError('of its own')"
+    (missing,) = reward(tmp_path, code, timeout=5).score(PROMPTS[:1], ["a"])
+    assert reason(missing) == f"{tmp_path}/reward.py:2: TimeoutError: of its own"
+
+
+def test_a_function_that_hangs_at_once_is_refused_before_the_run(tmp_path: Path) -> None:
+    code = "import time\n" + HEAD + "    time.sleep(600)"
+    with pytest.raises(UserError, match=r"gave no answer on an empty response.* 0\.2 s"):
+        reward(tmp_path, code, timeout=0.2).check(PROMPTS)
 
 
 def test_the_line_that_is_told_is_the_users_even_when_a_library_raised(tmp_path: Path) -> None:
