@@ -26,7 +26,7 @@ def show_summary(summary: Summary) -> None:
     title = f"{summary['prompts']} held-out prompts, mean and 95 % interval"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for name in ("", "reference", "policy", *(["greedy"] if greedy else [])):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
 
     def add(label: str, old: Estimate | None, new: Estimate | None, both: str) -> None:
         table.add_row(label, _interval(old), _interval(new), *([both] if greedy else []))
@@ -83,7 +83,7 @@ def _show_models(models: dict[str, Summary]) -> None:
     title = "other models against the reference"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for name in ("", *numbers, "kl", *(f"win rate by {by}" for by in first["win_rate"])):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     for name, model in models.items():
         for how in ("sampled", "greedy"):
             if how in model:
