@@ -79,8 +79,10 @@ def run_tests(copy: Path, tests: Sequence[str], answer: Path) -> int:
 
     assert Path(rlhf_ppo.algorithm.losses.__file__).is_relative_to(copy)
     first = FirstFailure()
-    words = ["-x", "-n0", "-p", "no:cacheprovider", "--assert=plain", *tests]
-    code = pytest.main(words, plugins=[first])  # -n0: workers would import another package
+    # Without the project's own options: workers would import another package.
+    words = ["-o", "addopts=", "-q", "-m", "not slow"]
+    words += ["-x", "-p", "no:cacheprovider", "--assert=plain", *tests]
+    code = pytest.main(words, plugins=[first])
     answer.write_text(json.dumps({"test": first.test, "broken": first.broken}))
     return int(code)
 
