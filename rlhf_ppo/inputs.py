@@ -17,7 +17,7 @@ from rlhf_ppo.data.preferences import (
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
 from rlhf_ppo.data.report import DataReport, TooLong
 from rlhf_ppo.data.sources import check_columns
-from rlhf_ppo.data.template import Text, joined, long_rows
+from rlhf_ppo.data.template import Text, check_template, joined, long_rows
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.gold import GoldScorer
 from rlhf_ppo.evaluation.judge import check_judge
@@ -188,7 +188,9 @@ def _check_examples(config: Config, policy: PreTrainedTokenizerBase, inputs: Inp
         limit: str,
         most: int,
     ) -> None:
-        found = long_rows(tokenizer, [item.conversations for item in items], most)
+        rows = [item.conversations for item in items]
+        check_template(tokenizer, [joined(*row[0]) for row in rows], setting)
+        found = long_rows(tokenizer, rows, most)
         long = [TooLong(items[number].where, tokens) for number, tokens in found.items()]
         if len(long) == len(items) > 0:
             problems.append(

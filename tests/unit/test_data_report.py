@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import make_config, write_chat_data, write_jsonl
+from transformers import BertConfig
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
@@ -15,6 +16,7 @@ from rlhf_ppo.data.report import DataReport, TooLong
 from rlhf_ppo.data.sources import check_columns
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.inputs import check_inputs, read_inputs
+from rlhf_ppo.models.scratch import train_tokenizer
 from rlhf_ppo.stamps import make_stamps
 
 STAGES = ("sft", "reward_model", "ppo", "evaluation")
@@ -129,6 +131,22 @@ def test_long_rows_are_refused_with_place_and_length() -> None:
 def full_config(folder: Path, **data: Any) -> Any:
     sections = {"policy": {"scratch": SCRATCH}, "sft": {}, "reward_model": {}}
     return make_config(data=write_chat_data(folder) | data, **sections)
+
+
+def test_pairs_are_measured_for_a_reward_model_whose_tokenizer_has_no_chat_template(
+    tmp_path: Path,
+) -> None:
+    """An encoder as reward_model.init_from ended the run with a traceback in its preflight."""
+    tokenizer = train_tokenizer(["what it is and so on"] * 8, 300)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    BertConfig(vocab_size=300).save_pretrained(tmp_path / "encoder")
+    config = full_config(tmp_path)
+    reward_model = config.reward_model.model_copy(update={"init_from": str(tmp_path / "encoder")})
+    config = config.model_copy(update={"reward_model": reward_model})
+    inputs = read_inputs(config, STAGES)
+    check_inputs(config, STAGES, inputs)
+    assert inputs.report.sources["data.preferences"].used == 8
 
 
 def test_the_report_holds_every_source_and_every_place(tmp_path: Path) -> None:
