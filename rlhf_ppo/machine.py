@@ -1,7 +1,6 @@
 """`machine.json`: what a run was computed with, and how long each stage took."""
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.distributed import Processes, available_cores
 
 FILE = "machine.json"
 PACKAGES = ("rlhf_ppo", "torch", "transformers", "accelerate", "trl", "peft", "datasets")
@@ -34,7 +33,7 @@ def write_machine(folder: Path, processes: Processes) -> None:
         "device": _device_name(processes.device),
         "processes": processes.world,
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "precision": processes.precision,
         "commit": _commit(),
         "starts": [*before.get("starts", []), datetime.now(UTC).isoformat(timespec="seconds")],

@@ -199,7 +199,7 @@ class Processes:
         if configured:
             return configured
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, len(os.sched_getaffinity(0)) // local)
+        return max(1, available_cores() // local)
 
     def _refuse_sharding(self) -> None:
         kind = self.accelerator.distributed_type
@@ -231,6 +231,13 @@ def _check_trackers(names: Sequence[str]) -> None:
 def _name(tracker: Any) -> str:
     """Of a tracker, which Accelerate holds as a member of an enumeration or as an object."""
     return str(getattr(tracker, "value", getattr(tracker, "name", tracker)))
+
+
+def available_cores() -> int:
+    """Cores that this process may use; macOS and Windows only tell how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def folder_is_used(folder: Path) -> bool:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from typing import Any
 
 import pytest
 from helpers import plain_prompts
+from local_server import serving
 
 from rlhf_ppo.config import JudgeConfig
 from rlhf_ppo.errors import UserError
@@ -42,29 +43,16 @@ def judge(answer: Answer = longer_wins, **settings: Any) -> Iterator[tuple[Judge
     """Settings of a judge in a thread, and what it has been asked."""
     asked: list[Any] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, self.headers.get("Authorization"), question))
-            _, first, second = question["messages"][0]["content"].split("|")
-            text = answer(first, second)
-            body = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-            self.send_response(500 if text == "broken" else 200)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+    def respond(path: str, headers: Message, question: Any) -> tuple[int, bytes]:
+        asked.append((path, headers.get("Authorization"), question))
+        _, first, second = question["messages"][0]["content"].split("|")
+        text = answer(first, second)
+        body = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        return 500 if text == "broken" else 200, json.dumps(body).encode()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    given = {"url": url, "model": "tiny", "template": TEMPLATE} | settings
-    try:
+    with serving(respond) as url:
+        given = {"url": f"{url}/v1", "model": "tiny", "template": TEMPLATE} | settings
         yield JudgeConfig.model_validate(given), asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import plain_prompts
+from local_server import serving
 
 from rlhf_ppo.config import HttpSource
 from rlhf_ppo.errors import UserError
@@ -40,27 +41,13 @@ def service(
     """A client of a server in a thread, and what it has been asked."""
     asked: list[Json] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, body = answer(len(asked) - 1, asked[-1])
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
+    def respond(path: str, headers: Message, question: Json) -> tuple[int, bytes]:
+        asked.append(question)
+        return answer(len(asked) - 1, question)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/"
-    source = HttpSource.model_validate({"kind": "http", "url": url} | settings)
-    try:
+    with serving(respond) as url:
+        source = HttpSource.model_validate({"kind": "http", "url": f"{url}/"} | settings)
         yield RewardService(source, "here"), asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)
