@@ -139,16 +139,18 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """The ticks of an axis, with the same number of decimals each."""
+    """The ticks of an axis, with as many decimals, or digits, each as tell them apart."""
     largest = max((abs(value) for value in values), default=0.0)
-    if largest and not 1e-3 <= largest < 1e5:
-        return [f"{value:.3g}".replace("-", MINUS) for value in values]
-    for decimals in range(6):
-        names = [f"{value:.{decimals}f}" for value in values]
-        if all(
-            abs(float(name) - value) <= 1e-9 + 1e-6 * largest
+    plain = not largest or 1e-3 <= largest < 1e5
+    forms = [f".{decimals}f" for decimals in range(6)] if plain else []
+    names: list[str] = []
+    for form in [*forms, *(f".{digits}g" for digits in range(3, 16))]:
+        names = [f"{value:{form}}" for value in values]
+        right = all(
+            abs(float(name) - value) <= 1e-6 * largest
             for name, value in zip(names, values, strict=True)
-        ):
+        )
+        if right and len(set(names)) == len(set(values)):
             break
     return ["0" if float(name) == 0 else name.replace("-", MINUS) for name in names]
 

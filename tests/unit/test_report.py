@@ -331,6 +331,22 @@ def test_a_change_is_marked_only_where_the_intervals_lie_apart() -> None:
 # Charts
 
 
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([173750.0, 174000.0, 174250.0], ["1.7375e+05", "1.74e+05", "1.7425e+05"]),
+        ([0.0, 1e5, 2e5], ["0", "1e+05", "2e+05"]),
+        ([0.0, 0.25, 0.5], ["0", "0.25", "0.50"]),
+        ([1.0000001, 1.0000002], ["1.0000001", "1.0000002"]),
+    ],
+)
+def test_ticks_of_a_short_stretch_far_from_0_keep_names_of_their_own(
+    values: list[float], names: list[str]
+) -> None:
+    """Six ticks around 174,000 had two names between them."""
+    assert tick_labels(values) == names
+
+
 @given(finite, finite, st.integers(2, 9))
 def test_ticks_are_evenly_spread_round_and_inside(low: float, high: float, count: int) -> None:
     low, high = sorted((low, high))
