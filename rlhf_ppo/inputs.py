@@ -1,13 +1,14 @@
 """All data of a run, read and tried on its models before anything is written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, DataConfig, ModelSource, trained_source
 from rlhf_ppo.data.conversation import canonical
+from rlhf_ppo.data.heldout import Group, split_groups
 from rlhf_ppo.data.preferences import (
     Demonstration,
     Preference,
@@ -27,6 +28,7 @@ from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.sft import starting_point
 
 T = TypeVar("T")
+SPLIT_HINT = " (data.heldout = 200 cuts 200 from data.prompts)"
 Reader = Callable[[str, str, DataConfig, DataReport], list[T]]
 
 
@@ -65,22 +67,25 @@ class Inputs:
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     """Read all data that the stages need; every problem in one message."""
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []  # a setting, and what is wrong with it
     report = DataReport()
+    data = config.data
+    split = _sources_of_split(config)
 
     def read(setting: str, stage: str, source: str | None, reader: Reader[T]) -> list[T]:
-        if stage not in stages:
+        if stage not in stages and setting not in split:
             return []
         if source is None:
-            problems.append(f"{setting}: missing; the {stage} stage needs it")
+            if data.heldout is None or setting != "data.heldout_prompts":
+                also = SPLIT_HINT if setting == "data.heldout_prompts" else ""
+                problems.append((setting, f"{setting}: missing; the {stage} stage needs it{also}"))
             return []
         try:
-            return reader(source, setting, config.data, report)
+            return reader(source, setting, data, report)
         except UserError as error:
-            problems.append(str(error))
+            problems.append((setting, str(error)))
             return []
 
-    data = config.data
     heldout_stage = "ppo" if "ppo" in stages else "evaluation"
     demonstrations = read("data.demonstrations", "sft", data.demonstrations, read_demonstrations)
     preferences = read("data.preferences", "reward_model", data.preferences, read_preferences)
@@ -90,11 +95,11 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         probes = read(setting, "reward_model", data.heldout_preferences, read_preferences)
     train = read("data.prompts", "ppo", data.prompts, read_prompts)
     heldout = read("data.heldout_prompts", heldout_stage, data.heldout_prompts, read_prompts)
-    problems += check_columns(data, report)
+    problems += [("data.columns", text) for text in check_columns(data, report)]
     try:
         train = settle_overlap(train, heldout, data, report)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(("data.overlap", str(error)))
     ptx: list[Demonstration] = []
     if config.ptx is not None:
         ptx = read("ptx.data", "ppo", config.ptx.data or data.demonstrations, read_demonstrations)
@@ -103,11 +108,65 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         try:
             gold = GoldScorer(config.evaluation.gold)
         except UserError as error:
-            problems.append(str(error))
-    raise_all(problems)
+            problems.append(("evaluation.gold", str(error)))
+    raise_all(_each_once(problems))
     inputs = Inputs(demonstrations, preferences, probes, train, heldout, gold, ptx, report)
+    if data.heldout is not None:
+        inputs = _cut_heldout(inputs, data, stages)
     _report_seen_before(inputs)
     return inputs
+
+
+def _sources_of_split(config: Config) -> set[str]:
+    """The settings that `data.heldout` needs whatever the stage: all rows decide what is cut."""
+    data = config.data
+    if data.heldout is None:
+        return set()
+    given = {"data.prompts"} if data.prompts is not None else set()
+    if data.preferences is not None and config.reward_model is not None:
+        given.add("data.preferences")
+    return given
+
+
+def _cut_heldout(inputs: Inputs, data: DataConfig, stages: Sequence[str]) -> Inputs:
+    """The inputs split by `data.heldout`; what no stage reads is left out again.
+
+    Raises:
+        UserError: nothing is left to train on, or nothing is held out.
+    """
+    amount, report = data.heldout or 0, inputs.report
+    groups = {
+        "data.demonstrations": Group(inputs.demonstrations, lambda row: row.prompt),
+        "data.preferences": Group(inputs.preferences, lambda row: row.prompt),
+        "data.prompts": Group(inputs.train_prompts, lambda row: row.text),
+        "ptx.data": Group(inputs.ptx, lambda row: row.prompt),
+    }
+    kept, cut = split_groups(groups, amount, report, ("data.prompts", "data.preferences"))
+    reads_pairs, reads_prompts = "reward_model" in stages, "ppo" in stages
+    if not reads_pairs:
+        report.forget("data.preferences", "data.heldout_preferences")
+    if not reads_prompts:
+        report.forget("data.prompts")
+    if not reads_prompts and "evaluation" not in stages:
+        report.forget("data.heldout_prompts")
+        cut["data.prompts"] = []
+    return replace(
+        inputs,
+        demonstrations=kept["data.demonstrations"],
+        preferences=kept["data.preferences"] if reads_pairs else [],
+        probes=cut["data.preferences"] if reads_pairs else [],
+        train_prompts=kept["data.prompts"] if reads_prompts else [],
+        heldout_prompts=cut["data.prompts"],
+        ptx=kept["ptx.data"],
+    )
+
+
+def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
+    """What is wrong with one file for several settings, in one message that names them all."""
+    settings: dict[str, list[str]] = {}
+    for setting, text in problems:
+        settings.setdefault(text.replace(f"({setting})", "({})"), []).append(setting)
+    return [text.replace("({})", f"({', '.join(names)})") for text, names in settings.items()]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_ppo.algorithm.rewards import Moments
-from rlhf_ppo.command_line import to_yaml
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import to_yaml
 from rlhf_ppo.console import say, show_findings
 from rlhf_ppo.data.prompts import (
     EncodedPrompt,
@@ -96,18 +96,26 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
 
 
 def show_plans(config: Config) -> None:
-    """Print sizes and memory of a run; nothing is trained, nothing is written.
+    """Print data, sizes and memory of a run; nothing is trained, nothing is written.
 
     Raises:
         UserError: anything wrong with settings or data, or PPO does not fit into memory.
     """
     prepared = prepare(config, STAGES)
+    if prepared.processes.is_main:
+        _show_data(config, prepared.inputs)
     if prepared.processes.is_main and prepared.plan is not None:
         say("what the run will do:")
         show_plan(prepared.plan.lines())
         _show_memory(prepared.memory)
     if prepared.memory is not None:
         check_memory(config, prepared.memory, prepared.processes.sharers)
+
+
+def _show_data(config: Config, inputs: Inputs) -> None:
+    """What was found in the data, and what is assumed of the tokenizers."""
+    for line in [*inputs.report.lines(), *assumptions(config, inputs.texts)]:
+        say(line)
 
 
 def _show_memory(memory: Forecast | None) -> None:
@@ -274,9 +282,8 @@ def _encode_text(
 
 
 def _write_start(config: Config, inputs: Inputs, *, again: bool) -> None:
-    """What the run was told, what it found in its data, and what it assumes of its tokenizers."""
-    for line in [*inputs.report.lines(), *assumptions(config, inputs.texts)]:
-        say(line)
+    """What the run was given, what it found in its data, and what it assumes of its tokenizers."""
+    _show_data(config, inputs)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if again:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.config import Config, EnsembleSource, FunctionSource, ModelSource, leaves
+from rlhf_ppo.config import Config, DataConfig, EnsembleSource, FunctionSource, ModelSource, leaves
 from rlhf_ppo.data.loading import fingerprint
 from rlhf_ppo.errors import UserError
 
@@ -51,7 +51,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         name: None if source is None else fingerprint(source)
         for name, source in config.data.sources.items()
     }
-    reading = {name: settings["data"][name] for name in READING}
+    reading = _reading(config.data, data)
     start: Any = None if config.policy.path is None else _model(config.policy.path)
     if config.sft is not None:
         start = {
@@ -104,6 +104,17 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         "heldout_prompts": data["heldout_prompts"],
     }
     return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
+
+
+def _reading(rules: DataConfig, fingerprints: dict[str, str | None]) -> Stamp:
+    """The settings that change what rows say, or which rows a stage learns from."""
+    reading = rules.model_dump(mode="json", include=set(READING))
+    if rules.chosen_as_demonstrations:
+        reading["chosen_as_demonstrations"] = True
+    if rules.heldout is not None:  # all rows of these decide which are cut
+        split = {name: fingerprints[name] for name in ("prompts", "preferences")}
+        reading["heldout"] = {"amount": rules.heldout, **split}
+    return reading
 
 
 def write_stamp(folder: Path, stamp: Stamp) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf_ppo.command_line import read_config, validate
+from rlhf_ppo.command_line import validate
+from rlhf_ppo.config.reading import read_config
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer, stop_token_ids
 from rlhf_ppo.stamps import FOLDERS

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from rlhf_ppo.config.base import Count, Positive, PositiveOrZero, Settings
+from rlhf_ppo.config.base import Count, Place, Positive, PositiveOrZero, Settings
 
 
 class ScratchConfig(Settings):
@@ -27,7 +27,7 @@ class ScratchConfig(Settings):
 class PolicyConfig(Settings):
     """The model that is tuned."""
 
-    path: str | None = None
+    path: Place | None = None
     """Folder or hub id of a causal language model, or folder of an adapter; empty: `scratch`."""
     scratch: ScratchConfig | None = None
     """Shape of a model made from nothing, when `path` is empty."""

@@ -10,9 +10,11 @@ from rlhf_ppo.config.base import (
     Count,
     CountOrZero,
     Number,
+    Place,
     Positive,
     PositiveOrZero,
     Settings,
+    Url,
 )
 
 
@@ -46,7 +48,7 @@ class ModelSource(_Source):
     """A sequence-classification model."""
     name: Name = "reward_model"
     """What metrics and messages call it."""
-    path: str | None = None
+    path: Place | None = None
     """Folder or hub id; null: the one that this run trains from `data.preferences`."""
     label: str | int | None = None
     """Which output is the score, by name or number from 0, before any softmax; null: the one."""
@@ -65,7 +67,7 @@ class FunctionSource(_Source):
     """A Python function."""
     name: Name = "function"
     """What metrics and messages call it."""
-    path: str
+    path: Place
     """Where it is: "folder/file.py:function" or "module:function"."""
     timeout: Positive | None = None
     """A call without an answer for so long gives no scores (seconds); null: wait for ever."""
@@ -78,7 +80,7 @@ class HttpSource(_Source):
     """A service."""
     name: Name = "http"
     """What metrics and messages call it."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/]")]
+    url: Url
     """Where it is asked, by POST."""
     timeout: Positive = 30.0
     """A request without an answer for so long has failed (seconds)."""

@@ -4,7 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from rlhf_ppo.config.base import Count, CountOrZero, Positive, Settings, Share
+from rlhf_ppo.config.base import (
+    Count,
+    CountOrShare,
+    CountOrZero,
+    Positive,
+    Settings,
+    Share,
+    Threads,
+)
 
 SOURCES = ("prompts", "heldout_prompts", "demonstrations", "preferences", "heldout_preferences")
 
@@ -14,7 +22,7 @@ class DataConfig(Settings):
 
     Each source is a .jsonl, .json, .csv or .parquet file, a folder written by `datasets`, or a hub
     id: "owner/name", "owner/name:split" or "owner/name:config:split"; the split is "train" when
-    left out. See docs/data.md for the rows.
+    left out. A slice may follow: "pairs.jsonl.gz[:1000]". See docs/data.md for the rows.
     """
 
     prompts: str | None = None
@@ -27,6 +35,10 @@ class DataConfig(Settings):
     """For the reward model: rows with `chosen` and `rejected`, and `prompt` unless they hold it."""
     heldout_preferences: str | None = None
     """Pairs that test the reward model; a column `kind` splits its accuracy by kind of error."""
+    heldout: CountOrShare | None = None
+    """Cut held-out prompts and pairs from `prompts` and `preferences`: so many, or this share."""
+    chosen_as_demonstrations: bool = False
+    """Let `demonstrations` hold preferences too, whose chosen side is the one to imitate."""
     columns: dict[str, str] = Field(default={})
     """Our column name: theirs, as in {prompt: question}; for each source that has that column."""
     system_prompt: str | None = None
@@ -96,7 +108,7 @@ class HardwareConfig(Settings):
     """Autocast of forward passes; null: what `accelerate launch` was told."""
     offload: bool = False
     """Keep reference and reward models in the CPU's memory while they are not asked (GPU only)."""
-    cpu_threads: CountOrZero = 0
+    cpu_threads: Threads = 0
     """Threads of one process on a CPU; 0: the machine's cores divided by its processes."""
 
     @field_validator("mixed_precision", mode="before")

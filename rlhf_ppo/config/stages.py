@@ -2,7 +2,15 @@
 
 from typing import Literal
 
-from rlhf_ppo.config.base import Count, CountOrZero, Fraction, Positive, PositiveOrZero, Settings
+from rlhf_ppo.config.base import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    Place,
+    Positive,
+    PositiveOrZero,
+    Settings,
+)
 
 
 class SupervisedConfig(Settings):
@@ -20,7 +28,7 @@ class SupervisedConfig(Settings):
     """How the learning rate falls after the warm-up."""
     warmup_steps: CountOrZero = 0
     """Optimizer steps of linear warm-up."""
-    adam_beta2: Fraction = 0.999
+    adam_beta2: BelowOne = 0.999
     """Decay of AdamW's second moment."""
     adam_epsilon: Positive = 1e-8
     """Added to AdamW's denominator."""
@@ -37,7 +45,7 @@ class RewardModelConfig(SupervisedConfig):
     """Peak learning rate of AdamW, reached after the warm-up."""
     center_coefficient: PositiveOrZero = 0.01
     """Weight of the (chosen + rejected)^2 term that keeps scores around 0."""
-    init_from: str | None = None
+    init_from: Place | None = None
     """Folder or hub id to start from; empty: the supervised model."""
     save: Literal["merged", "adapter"] = "merged"
     """With lora: a whole model, or the adapter alone, which PPO puts on the policy's own base."""

@@ -20,13 +20,20 @@ class Finding:
     reason: str
     dropped: bool
     places: tuple[str, ...]
+    example: str = ""  # what the first of them holds, shortened
 
-    def line(self) -> str:
-        """As on the terminal."""
+    def lines(self, rows: int) -> list[str]:
+        """As on the terminal; `rows` are all that the source has."""
         shown = ", ".join(_file_once(self.places[:SHOWN_PLACES]))
         rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
-        fate = "dropped" if self.dropped else "kept"
-        return f"{len(self.places)} {fate}: {self.reason} ({shown}{rest})"
+        example = [f"  such as {self.example}"] if self.example else []
+        return [f"{self.count(rows)}: {self.reason} ({shown}{rest})", *example]
+
+    def count(self, rows: int) -> str:
+        """How many rows, what becomes of them, and their share of all: "3 dropped (1.2 %)"."""
+        found = len(self.places)
+        share = "less than 0.1" if found * 1000 < rows else f"{100 * found / rows:.1f}"
+        return f"{found} {'dropped' if self.dropped else 'kept'} ({share} %)"
 
 
 def _file_once(places: Sequence[str]) -> list[str]:
@@ -68,10 +75,33 @@ class DataReport:
         """A source was read; `columns` are its own names."""
         self.sources[setting] = SourceReport(source, rows, tuple(columns))
 
-    def add(self, setting: str, reason: str, places: Sequence[str], *, dropped: bool) -> None:
+    def add(
+        self,
+        setting: str,
+        reason: str,
+        places: Sequence[str],
+        *,
+        dropped: bool,
+        example: str = "",
+    ) -> None:
         """Something was found in a source that was read; nothing, if `places` is empty."""
         if places:
-            self.sources[setting].findings.append(Finding(reason, dropped, tuple(places)))
+            finding = Finding(reason, dropped, tuple(places), example)
+            self.sources[setting].findings.append(finding)
+
+    def add_cut(self, setting: str, rule: str, places: Sequence[str]) -> None:
+        """Held-out rows were cut from a source: `data.prompts` fills `data.heldout_prompts`."""
+        if places:
+            item = self.sources[setting]
+            section, _, name = setting.partition(".")
+            held = SourceReport(f"cut from {item.source}", len(places), item.columns)
+            self.sources[f"{section}.heldout_{name}"] = held
+            self.add(setting, f"held out by {rule}, not trained on", places, dropped=True)
+
+    def forget(self, *settings: str) -> None:
+        """Sources that were read for the sake of others alone."""
+        for setting in settings:
+            self.sources.pop(setting, None)
 
     def add_long(self, setting: str, long: Sequence[TooLong], limit: str, *, refuse: bool) -> None:
         """Rows that are longer than `limit`, such as "sft.max_tokens = 1024", are dropped.
@@ -87,12 +117,21 @@ class DataReport:
         self.add(setting, f"longer than {limit}", [row.where for row in long], dropped=True)
 
     def lines(self) -> list[str]:
-        """For the terminal: the sources in which something was found."""
+        """For the terminal: every source, and what was found in it.
+
+        What was found in the same file for another setting already is not listed again.
+        """
+        printed: dict[tuple[str, Finding], str] = {}
         shown = []
         for setting, item in self.sources.items():
-            if item.findings:
-                shown.append(f"{setting}: {item.used} of {item.rows} rows used ({item.source})")
-                shown += [f"  {finding.line()}" for finding in item.findings]
+            count = "all" if item.used == item.rows else f"{item.used} of"
+            shown.append(f"{setting}: {count} {item.rows} rows used ({item.source})")
+            for finding in item.findings:
+                first = printed.setdefault((item.source, finding), setting)
+                if first == setting:
+                    shown += [f"  {line}" for line in finding.lines(item.rows)]
+                else:
+                    shown.append(f"  {finding.count(item.rows)}: {finding.reason} (as in {first})")
         return shown
 
     def write(self, folder: Path) -> None:
@@ -115,6 +154,7 @@ class DataReport:
                         "reason": finding.reason,
                         "rows": len(finding.places),
                         "dropped": finding.dropped,
+                        **({"example": finding.example} if finding.example else {}),
                         "places": list(finding.places),
                     }
                     for finding in item.findings

@@ -9,13 +9,16 @@ from typing import Any, Protocol, TypeVar
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import BadRow
+from rlhf_ppo.data.forms import join_input, to_trl
 from rlhf_ppo.data.loading import AnyRow, BrokenRow, Row, read_rows
 from rlhf_ppo.data.report import SHOWN_PROBLEMS, DataReport, raise_problems
+from rlhf_ppo.errors import shown
 
+FORMS = ("conversations", "instruction", "input", "output", "system", "history")  # see forms.py
 READ_BY = {
-    "prompts": ("prompt", "messages", "chosen", "rejected"),
-    "demonstrations": ("prompt", "messages", "completion", "text"),
-    "preferences": ("prompt", "chosen", "rejected", "kind"),
+    "prompts": ("prompt", "messages", "chosen", "rejected", *FORMS),
+    "demonstrations": ("prompt", "messages", "completion", "text", "chosen", "rejected", *FORMS),
+    "preferences": ("prompt", "chosen", "rejected", "kind", *FORMS),
 }
 
 
@@ -67,7 +70,7 @@ def load(
     _settle_bad_rows(bad, setting, rules, report)
     if not items:
         remedy = f"Mend them, or give other data. ({setting})"
-        raise_problems([_sentence(row) for row in bad], f"That is every row. {remedy}")
+        raise_problems(_sentences(bad), f"That is every row. {remedy}")
     return _settle_repeats(items, setting, rules, report)
 
 
@@ -109,9 +112,10 @@ def _try(
     if isinstance(row, BrokenRow):
         return row
     try:
-        return parse(number, Row(row.where, _renamed(row.values, rules, setting)))
+        values = to_trl(_renamed(row.values, rules, setting), _kind(setting), rules)
+        return parse(number, Row(row.where, values))
     except BadRow as bad:
-        return BrokenRow(row.where, bad.reason, bad.detail)
+        return BrokenRow(row.where, bad.reason, bad.detail, shown(row.values, 200, 60))
 
 
 def _renamed(values: dict[str, Any], rules: DataConfig, setting: str) -> dict[str, Any]:
@@ -126,7 +130,10 @@ def _renamed(values: dict[str, Any], rules: DataConfig, setting: str) -> dict[st
         for name, value in values.items()
         if name not in mapped and name not in mapped.values()
     }
-    return {ours: values[theirs] for ours, theirs in mapped.items()} | others
+    renamed = {ours: values[theirs] for ours, theirs in mapped.items()} | others
+    if mapped.get("prompt") == "instruction" and "input" in others:  # Alpaca's second half
+        renamed["prompt"] = join_input(values["instruction"], renamed.pop("input"))
+    return renamed
 
 
 def _settle_bad_rows(
@@ -137,12 +144,13 @@ def _settle_bad_rows(
         summary = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(5))
         by_reason = f"By reason: {summary}.\n" if len(bad) > SHOWN_PROBLEMS else ""
         remedy = "Mend or remove these rows, or drop them by data.bad_rows = drop."
-        raise_problems([_sentence(row) for row in bad], f"{by_reason}{remedy} ({setting})")
-    places = defaultdict(list)
+        raise_problems(_sentences(bad), f"{by_reason}{remedy} ({setting})")
+    grouped = defaultdict(list)
     for row in bad:
-        places[row.reason].append(row.where)
-    for reason, found in places.items():
-        report.add(setting, reason, found, dropped=True)
+        grouped[row.reason].append(row)
+    for reason, rows in grouped.items():
+        places = [row.where for row in rows]
+        report.add(setting, reason, places, dropped=True, example=_example(rows[0]))
 
 
 def _settle_repeats(items: list[T], setting: str, rules: DataConfig, report: DataReport) -> list[T]:
@@ -162,5 +170,15 @@ def _settle_repeats(items: list[T], setting: str, rules: DataConfig, report: Dat
     return list(first.values()) if drop else items
 
 
-def _sentence(row: BrokenRow) -> str:
-    return f"{row.where}: {row.reason}" + (f" ({row.detail})" if row.detail else "")
+def _sentences(bad: Sequence[BrokenRow]) -> list[str]:
+    """Place and reason of each; what the first one holds stands below it."""
+    said = [
+        f"{row.where}: {row.reason}" + (f" ({row.detail})" if row.detail else "") for row in bad
+    ]
+    return (
+        said if not bad or not bad[0].excerpt else [f"{said[0]}\n      {bad[0].excerpt}", *said[1:]]
+    )
+
+
+def _example(row: BrokenRow) -> str:
+    return row.excerpt + (f" ({row.detail})" if row.detail else "")

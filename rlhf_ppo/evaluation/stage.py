@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.command_line import read_yaml, to_yaml
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import read_yaml, to_yaml
 from rlhf_ppo.data.prompts import EncodedPrompt, check_room, encode_prompts
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.frontier import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.command_line import read_yaml
+from rlhf_ppo.config.reading import read_yaml
 from rlhf_ppo.errors import UserError
 
 Json = dict[str, Any]

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from rlhf_ppo.command_line import section_of
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import section_of
 from rlhf_ppo.report.folder import Json, RunFolder
 from rlhf_ppo.report.numbers import DASH
 

@@ -237,7 +237,7 @@ def test_every_setting_is_documented() -> None:
     undocumented = []
 
     def walk(model: type, prefix: str) -> None:
-        from rlhf_ppo.command_line import section_of
+        from rlhf_ppo.config.reading import section_of
 
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             section = section_of(field.annotation)

@@ -40,8 +40,10 @@ def test_bad_rows_are_dropped_counted_by_reason_and_placed(tmp_path: Path) -> No
     path = tmp_path / "a.jsonl"
     assert report.lines() == [
         f"data.prompts: 2 of 5 rows used ({path})",
-        f"  2 dropped: prompt is empty ({path}:2, 5)",
-        f"  1 dropped: not valid JSON ({path}:3)",
+        f"  2 dropped (40.0 %): prompt is empty ({path}:2, 5)",
+        "    such as {'prompt': ''}",
+        f"  1 dropped (20.0 %): not valid JSON ({path}:3)",
+        "    such as '{' (Expecting property name enclosed in double quotes)",
     ]
 
 
