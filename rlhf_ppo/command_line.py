@@ -199,7 +199,7 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
         elif value is None or value.startswith("--"):
             problems.append(f"--{name} needs a value, as in --{name} VALUE.")
             position -= 1
-        elif name in names or (name in sections and value == "null"):
+        elif name in names or name in sections:
             try:
                 _put(overrides, name, _read_value(name, value))
             except ValueError as error:

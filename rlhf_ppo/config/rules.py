@@ -95,7 +95,7 @@ def _of_reward(config: "Config") -> Iterator[str]:
         yield (
             f"reward.missing_stop_penalty = {reward.missing_stop_penalty} and "
             f"reward.missing_stop_score = {reward.missing_stop_score}: two rules for the same "
-            "responses; set one of them"
+            "responses; set one of them to null"
         )
     if reward.length_free_tokens and not reward.length_penalty:
         yield (
@@ -199,7 +199,7 @@ def _of_memory(config: "Config") -> Iterator[str]:
         if config.sft is not None:
             yield (
                 f"{what} with an sft section, whose result is merged; make the supervised model in "
-                "a run of its own and give it as policy.path"
+                "a run of its own, give it as policy.path and set sft to null"
             )
         if config.value.model == "policy":
             yield (

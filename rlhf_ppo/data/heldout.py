@@ -88,7 +88,8 @@ def split_groups(
             )
         if name in cut_from:
             cut[name] = own
-        report.add_cut(name, f"data.heldout = {amount}", [row.where for row in own])
+        rule = f"data.heldout = {amount}"
+        report.add_cut(name, rule, [row.where for row in own])
         places = [row.where for row in others]
-        report.add(name, "its prompt is held out for another stage", places, dropped=True)
+        report.add(name, f"its prompt is held out by {rule} elsewhere", places, dropped=True)
     return kept, cut
