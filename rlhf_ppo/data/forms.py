@@ -45,7 +45,9 @@ def to_trl(values: Values, kind: str, rules: DataConfig) -> Values:
         values = _from_sharegpt(values)
     elif "instruction" in values and not {"prompt", "messages"} & set(values):
         values = _from_alpaca(values, kind, rules)
-    if kind == "preferences" and {"messages", "chosen", "rejected"} <= set(values):
+    sides = {"preferences": {"chosen", "rejected"}, "demonstrations": {"chosen"}}.get(kind, set())
+    imitated = kind == "preferences" or rules.chosen_as_demonstrations
+    if sides and imitated and {"messages", *sides} <= set(values):
         messages = values["messages"]
         values = {"prompt": messages} | {k: v for k, v in values.items() if k != "messages"}
     return values

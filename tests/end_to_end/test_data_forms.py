@@ -71,8 +71,8 @@ def test_data_as_people_have_it_goes_through_all_stages(
     assert run_here("train", ["--config", config.name], tmp_path, monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "data.prompts: 8 of 10 rows used (train.csv)" in shown
-    assert "1 dropped: prompt is empty (train.csv:10)" in shown
-    assert "1 dropped: repeats an earlier row (train.csv:11)" in shown
+    assert "1 dropped (10.0 %): prompt is empty (train.csv:10)" in shown
+    assert "1 dropped (10.0 %): repeats an earlier row (train.csv:11)" in shown
     samples = read_jsonl(tmp_path / "run" / "evaluation" / "samples.jsonl")
     assert len(samples) == len(THINGS)
     probes = json.loads((tmp_path / "run" / "reward_model" / "probes.json").read_text("utf-8"))
