@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
 from rlhf_ppo.console import quieten_libraries
-from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.errors import UserError, problem_of, raise_all, shown
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.lora import check_start, is_adapter
@@ -162,7 +162,7 @@ def _problems_of_evaluation(config: Config, stages: Sequence[str]) -> list[str]:
         return []
     if given is not None and "ppo" in stages:
         return [
-            f"evaluation.policy = {given!r}: this run makes a policy of its own and evaluates "
+            f"evaluation.policy = {shown(given)}: this run makes a policy of its own and evaluates "
             "that; leave it out, name the other model in evaluation.models, or use "
             "scripts/evaluate.py"
         ]

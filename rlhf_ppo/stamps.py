@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_ppo.config import Config, DataConfig, EnsembleSource, FunctionSource, ModelSource, leaves
 from rlhf_ppo.data.loading import fingerprint
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
 
 Stamp = dict[str, Any]
 
@@ -156,7 +156,7 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
     then = _flatten({name: value for name, value in found.items() if name not in ignore})
     now = _flatten(json.loads(json.dumps(expected)))
     changed = [
-        f"  - {name}: {then.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now"
+        f"  - {name}: {shown(then.get(name, 'not set'))} then, {shown(now.get(name, 'not set'))} now"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]

@@ -87,9 +87,10 @@ def check_columns(rules: DataConfig, report: DataReport) -> list[str]:
     for ours, theirs in rules.columns.items():
         asked = {key: item for key, item in report.sources.items() if takes(key, ours)}
         if asked and not any(theirs in item.columns for item in asked.values()):
-            has = "; ".join(f"{key} has {', '.join(item.columns)}" for key, item in asked.items())
+            has = "; ".join(f"{key} has {_listed(item.columns)}" for key, item in asked.items())
             problems.append(
-                f"data.columns.{ours} = {theirs!r}: no such column ({has}). Correct or remove it."
+                f"data.columns.{ours} = {shown(theirs)}: no such column ({has}). Correct it, or "
+                "leave it out of data.columns."
             )
     return problems
 
@@ -97,7 +98,13 @@ def check_columns(rules: DataConfig, report: DataReport) -> list[str]:
 def missing_column(row: Row, rules: DataConfig, *names: str) -> BadRow:
     """That a row has none of these columns, by the names that the data should have."""
     wanted = ", ".join(f"`{rules.columns.get(name, name)}`" for name in names)
-    return BadRow(f"no column {wanted}", f"columns: {', '.join(sorted(row.values)) or 'none'}")
+    return BadRow(f"no column {wanted}", f"columns: {_listed(sorted(row.values)) or 'none'}")
+
+
+def _listed(names: Sequence[str], width: int = 120) -> str:
+    """Names of columns, of which a data set may have hundreds."""
+    text = ", ".join(names)
+    return text if len(text) <= width else f"{text[:width]}... ({len(names)})"
 
 
 def _kind(setting: str) -> str:

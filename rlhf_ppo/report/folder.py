@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ppo.config.reading import read_yaml
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
 
 Json = dict[str, Any]
 KNOWN = ("config.yaml", "metrics.jsonl", "evaluation/summary.json")
@@ -161,7 +161,9 @@ def _text(file: Path) -> str:
 def _check_sample(row: Json, place: str) -> None:
     prompt = row.get("prompt")
     if not isinstance(prompt, str | list):
-        raise UserError(f"{place}: `prompt` must be a string or chat messages, not {prompt!r}.")
+        raise UserError(
+            f"{place}: `prompt` must be a string or chat messages, not {shown(prompt)}."
+        )
     for side in ("policy", "reference"):
         if not isinstance(lookup(row, side, "response"), str):
             raise UserError(f"{place}: {side!r} must be an object with a string under `response`.")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_ppo.data.prompts import Prompt
+from rlhf_ppo.errors import shown
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def as_score(value: Any) -> Score:
     if value is None:
         return Missing("no score (None)")
     if isinstance(value, str | bytes):  # float() would read "1" and "nan"
-        return Missing(f"{value!r} is not a number")
+        return Missing(f"{shown(value)} is not a number")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return Missing(f"{value!r} is not a number")
+        return Missing(f"{shown(value)} is not a number")
     return number if math.isfinite(number) else Missing(f"the score is {number}")

@@ -47,6 +47,66 @@ def test_bad_rows_are_dropped_counted_by_reason_and_placed(tmp_path: Path) -> No
     ]
 
 
+HH = "\n\nHuman: what {}?\n\nAssistant:"
+
+
+def hh_rows(count: int) -> list[dict[str, str]]:
+    """Transcripts as HH-RLHF has them; of every fifth pair the chosen answer is empty."""
+    return [
+        {
+            "chosen": HH.format(number) + (" yes" if number % 5 else " "),
+            "rejected": HH.format(number) + " no",
+        }
+        for number in range(count)
+    ]
+
+
+def hh_config(folder: Path, **data: Any) -> Any:
+    source = write_jsonl(folder / "hh.jsonl", hh_rows(20))
+    sections = {"policy": {"scratch": SCRATCH}, "sft": {}, "reward_model": {}}
+    names = ("demonstrations", "preferences", "prompts")
+    rules = {"heldout": 3, "chosen_as_demonstrations": True}
+    return make_config(data=dict.fromkeys(names, source) | rules | data, **sections)
+
+
+def test_what_is_wrong_with_one_file_is_listed_once_with_an_excerpt(tmp_path: Path) -> None:
+    """Each setting that reads the file had its own list of the same rows, without the rows."""
+    report = read_inputs(hh_config(tmp_path, bad_rows="drop"), STAGES).report
+    path = tmp_path / "hh.jsonl"
+    places = f"({path}:1, 6, 11, 16)"
+    said = "  4 dropped (20.0 %): the answer of chosen is empty"
+    lines = [line for line in report.lines() if "is empty" in line]
+    assert lines == [
+        f"{said} {places}",
+        f"{said} (as in data.demonstrations)",
+        f"{said} (as in data.demonstrations)",
+    ]
+    (excerpt,) = [line for line in report.lines() if line.startswith("    such as")]
+    assert "Human: what 0?" in excerpt and "rejected" in excerpt and len(excerpt) < 300
+    report.write(tmp_path)
+    found = json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8"))
+    assert all(len(found[name]["findings"][0]["places"]) == 4 for name in ("data.preferences",))
+
+
+def test_a_refusal_of_one_file_names_every_setting_that_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_inputs(hh_config(tmp_path), STAGES)
+    message = str(caught.value)
+    assert message.count("4 bad row(s)") == 1 and message.count("hh.jsonl:6:") == 1
+    assert message.endswith("(data.demonstrations, data.preferences, data.prompts)")
+    assert "'rejected': " in message  # the row, shortened
+
+
+def test_a_small_share_is_no_zero() -> None:
+    report = DataReport()
+    report.add_source("data.prompts", "a", 5000, [])
+    report.add("data.prompts", "odd", ["a:7"], dropped=True)
+    assert report.lines() == [
+        "data.prompts: 4999 of 5000 rows used (a)",
+        "  1 dropped (less than 0.1 %): odd (a:7)",
+    ]
+
+
 def test_when_every_row_is_bad_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="That is every row"):
         read(tmp_path, ['{"prompt": ""}', "{"], bad_rows="drop")
