@@ -134,6 +134,11 @@ def attach_adapter(
         settings.task_type = None
     if empty and hasattr(settings, "init_lora_weights"):
         settings.init_lora_weights = False  # some kinds are computed from the base's weights
+    if settings.is_prompt_learning:  # what it puts before a text is no part of any layer
+        raise UserError(
+            f"{setting}: the adapter {path} (type {_type(settings)}) cannot be merged into its "
+            "base; only adapters of its layers can, such as LoRA."
+        )
     with loading("the adapter", path, setting, ADAPTER_WEIGHTS):
         kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(settings.task_type, peft.PeftModel)
         adapted = kind(model, settings, POLICY, low_cpu_mem_usage=empty)
@@ -158,16 +163,11 @@ def merge_adapter(adapted: Any, path: str, setting: str) -> Any:
 
 
 def check_mergeable(adapted: Any, path: str, setting: str) -> None:
-    """The adapter of a folder can be merged into its base, and computes the same afterwards.
+    """The adapter of a folder computes the same when it is merged into its base.
 
     Raises:
-        UserError: it cannot.
+        UserError: it does not.
     """
-    if not hasattr(adapted, "merge_and_unload"):
-        raise UserError(
-            f"{setting}: the adapter {path} (type {_type(adapted.peft_config[POLICY])}) cannot be "
-            "merged into its base; only adapters of its layers can, such as LoRA."
-        )
     remedy = "Merge it where it was trained, into a model whose weights are not tied."
     check_tied(adapted, f"{setting}: {path} has an adapter", remedy)
 

@@ -50,19 +50,7 @@ def train_reward_model(
     """
     tokenizer = load_tokenizer(start, "reward_model.init_from")
     source = trained_source(config.reward) or ModelSource()
-    given = settings.init_from is not None
-    model: Any = load_classifier(
-        start,
-        # What is trained is float32: half precision has no room for small updates.
-        "float32" if config.lora is None else source.dtype,
-        "reward_model.init_from" if given else "policy.path",
-        new_head=True,
-        allow=settings.allow_unmatched if given else config.policy.allow_unmatched,
-        seed=config.seed % 2**32,
-    )
-    if config.lora is not None:
-        seed = derive_seed(config.seed, "reward_model", "adapter")
-        model = fresh_adapter(model, config.lora, "SEQ_CLS", seed)
+    model = _starting_point(config, settings, start, source.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = _encode(preferences, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
@@ -103,6 +91,33 @@ def train_reward_model(
             say(f"reward model: right order on held-out pairs: {shown}")
 
     save_stage(folder, processes, stamp, write)
+
+
+def _starting_point(
+    config: Config, settings: RewardModelConfig, start: str, base_dtype: str
+) -> Any:
+    """The model at `start` with a head of one output, or a new adapter on it.
+
+    Args:
+        config: settings.
+        settings: of this stage.
+        start: folder or hub id.
+        base_dtype: of the base beside an adapter.
+    """
+    given = settings.init_from is not None
+    model = load_classifier(
+        start,
+        # What is trained is float32: half precision has no room for small updates.
+        "float32" if config.lora is None else base_dtype,
+        "reward_model.init_from" if given else "policy.path",
+        new_head=True,
+        allow=settings.allow_unmatched if given else config.policy.allow_unmatched,
+        seed=config.seed % 2**32,
+    )
+    if config.lora is None:
+        return model
+    seed = derive_seed(config.seed, "reward_model", "adapter")
+    return fresh_adapter(model, config.lora, "SEQ_CLS", seed)
 
 
 def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:

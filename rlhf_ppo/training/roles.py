@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,25 +40,13 @@ def build_roles(
     """
     tokenizer = load_tokenizer(paths.reference, "policy.path")
     device, offload = processes.device, config.hardware.offload
-    start = partial(
-        load_causal_lm,
-        paths.reference,
-        config.policy.dtype,
-        "policy.path",
-        allow=config.policy.allow_unmatched,
-        seed=config.seed,
-    )
-    lm = start(
-        keep_adapter=config.lora is not None,
-        quantization=config.policy.quantization,
-        device=device,
-    )
+    lm = _start(config, paths.reference, device, keep_adapter=config.lora is not None)
     check_output_layer(base_model(lm), paths.reference)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
     if config.lora is None:
-        copy = start()
+        copy = _start(config, paths.reference, device)
         reference = FrozenPolicy(copy) if offload else FrozenPolicy(copy).to(device)
     reward, start_of_values = None, None
     if config.value.model == "reward":  # rules.py: there is one model among the sources
@@ -96,6 +83,22 @@ def build_roles(
         autocast=processes.autocast,
     )
     return roles, optimizer
+
+
+def _start(
+    config: Config, path: str, device: torch.device, *, keep_adapter: bool = False
+) -> PreTrainedModel:
+    """The model that the run starts from; the same at each call."""
+    return load_causal_lm(
+        path,
+        config.policy.dtype,
+        "policy.path",
+        keep_adapter=keep_adapter,
+        quantization=config.policy.quantization,
+        device=device,
+        allow=config.policy.allow_unmatched,
+        seed=config.seed,
+    )
 
 
 def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
