@@ -1,69 +1,69 @@
-"""Whether the Hugging Face hub can be reached: found out once, within seconds.
+"""The Hugging Face hub, without a minute of retries where there is no network."""
 
-The libraries try a hub that cannot be reached again and again, for up to a minute a file.
-"""
-
-import os
-import socket
 import threading
 from functools import cache
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-PATIENCE = 4.0  # seconds until a hub that does not answer counts as out of reach
+import huggingface_hub
+from huggingface_hub import constants
 
+from rlhf_ppo.console import say
 
-def settle_connection() -> None:
-    """Switch the libraries to their offline mode if the hub cannot be reached.
-
-    They then read what is in their cache, and fail at once for what is not.
-    """
-    if not _reachable():
-        import datasets
-        from huggingface_hub import constants
-
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-
-
-def offline_hint() -> str:
-    """What a person should know of a download that failed: whether and why it was offline."""
-    from huggingface_hub import constants
-
-    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
-        return (
-            "HF_HUB_OFFLINE is set: only what was downloaded before is found. Unset it, or give a "
-            "local path."
-        )
-    if not _reachable():
-        return (
-            f"{constants.ENDPOINT} cannot be reached from here, so only the cache was tried "
-            "(HF_HUB_OFFLINE=1 skips the attempt). Download it where there is a network, or give a "
-            "local path."
-        )
-    return "Check the name, and that you may read it (hf auth login, for private and gated ones)."
+PROBE_SECONDS = 5.0
 
 
 @cache
-def _reachable() -> bool:
-    """True if a connection to the hub, or to the proxy in front of it, can be opened."""
-    from huggingface_hub import constants
+def hub_problem() -> str | None:
+    """Why only the cache can be used; None: the hub answers.
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    proxies = getproxies()
-    address = urlsplit(proxies.get("https") or proxies.get("all") or constants.ENDPOINT)
-    opened = threading.Event()
+    The hub is tried once in a process, before its first use. Where it does not answer, the process
+    goes on as with HF_HUB_OFFLINE=1: otherwise each file costs about 23 s of retries
+    (`huggingface_hub.utils.http_backoff`), also files that are in the cache.
+    """
+    if huggingface_hub.is_offline_mode():
+        return "HF_HUB_OFFLINE is set, so the hub is not queried"
+    found = [f"no answer within {PROBE_SECONDS:g} s"]
 
-    def connect() -> None:
-        port = address.port or (80 if address.scheme == "http" else 443)
+    def query() -> None:
         try:
-            socket.create_connection((address.hostname or "", port), PATIENCE).close()
-        except (OSError, ValueError):
-            return
-        opened.set()
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+        except Exception as error:  # every HTTP library that the hub's client has used has its own
+            found[:] = [str(error).strip() or type(error).__name__]
+        else:
+            found.clear()
 
-    # In a thread: looking up a name takes as long as the system likes.
-    attempt = threading.Thread(target=connect, daemon=True)
+    # In a thread: looking up a host's name takes as long as the system likes.
+    attempt = threading.Thread(target=query, daemon=True)
     attempt.start()
-    attempt.join(PATIENCE)
-    return opened.is_set()
+    attempt.join(PROBE_SECONDS)
+    if not found:
+        return None
+    reason = found[0]
+    _go_offline()
+    say(f"{constants.ENDPOINT} does not answer ({reason}): only the local cache is used")
+    return f"{constants.ENDPOINT} does not answer ({reason})"
+
+
+def not_here(name: str, kind: str) -> str | None:
+    """What to say of a hub id that cannot be loaded; None: the hub answers, so it is not that.
+
+    Args:
+        name: the id.
+        kind: of the repository, `model` or `dataset`.
+    """
+    problem = hub_problem()
+    if problem is None:
+        return None
+    option = "" if kind == "model" else f" --repo-type {kind}"
+    return (
+        f"there is no folder {name!r}, the local cache does not hold a {kind} of that name, and "
+        f"{problem}. Correct the name, or download it where there is a network (hf download "
+        f"{name}{option}) and give the folder."
+    )
+
+
+def _go_offline() -> None:
+    """Switch the libraries to the mode in which they read their caches and never retry."""
+    import datasets
+
+    constants.HF_HUB_OFFLINE = True  # what `huggingface_hub.is_offline_mode` reads
+    datasets.config.HF_HUB_OFFLINE = True

@@ -59,12 +59,25 @@ def assumptions(config: Config, texts: Sequence[Text]) -> list[str]:
     for name, leaf in leaves(config.reward.sources):
         if isinstance(leaf, ModelSource):
             paths[f"{setting_of(name)}.path"] = leaf.path
-    lines = []
+    lines = _rounding(config)
     for setting, path in paths.items():
         if path is not None:
             line = assumed_template(load_tokenizer(path, setting), setting, texts)
             lines += [] if line is None else [line]
     return lines
+
+
+def _rounding(config: Config) -> list[str]:
+    """What bfloat16 weights do to small updates, if all of them are trained."""
+    if config.policy.dtype != "bfloat16" or config.lora is not None:
+        return []
+    rate = config.ppo.learning_rate
+    return [
+        f"policy.dtype = bfloat16 without lora: weights have 8 significant bits, so an Adam step "
+        f"of about ppo.learning_rate = {rate:g} is rounded away in every weight beyond "
+        f"{512 * rate:.2g}, and in most beyond {256 * rate:.2g}. float32 with "
+        "hardware.mixed_precision: bf16 keeps all steps."
+    ]
 
 
 def check_policy(

@@ -34,6 +34,7 @@ class Named:
     name: str
     path: str
     stop_tokens: tuple[str, ...] = ()
+    allow_unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def load_model(named: Named, device: torch.device) -> ChatModel:
     """
     dtype = "float32" if device.type == "cpu" else "bfloat16"
     tokenizer = load_tokenizer(named.path, named.name)
-    lm: Any = load_causal_lm(named.path, dtype, named.name)
+    lm: Any = load_causal_lm(named.path, dtype, named.name, allow=named.allow_unmatched)
     lm.to(device).eval()
     stops = stop_token_ids(lm, tokenizer, named.stop_tokens)
     # What the folder sets (top-k, penalties, ...) is not what training sampled from.
@@ -125,7 +126,8 @@ def _models_of(folder: Path) -> tuple[list[Named], Settings]:
         system=config.data.system_prompt,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    models = [Named("reference", reference, stops), Named("policy", str(policy), stops)]
+    start = Named("reference", reference, stops, config.policy.allow_unmatched)
+    models = [start, Named("policy", str(policy), stops)]
     return models, settings
 
 

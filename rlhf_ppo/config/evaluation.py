@@ -56,6 +56,8 @@ class EvaluationConfig(Settings):
     """Folder or hub id of the model to evaluate; null: the policy that the run has made."""
     models: dict[Name, Place] = Field(default={})
     """Other models to compare with the reference, by name: folders or hub ids."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files of `models` and `policy` may differ (docs/models.md)."""
     greedy: bool = True
     """Evaluate the most probable responses (temperature 0) too, not only sampled ones."""
     best_of: CountOrZero = 16

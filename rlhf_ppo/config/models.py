@@ -31,6 +31,8 @@ class PolicyConfig(Settings):
     """Folder or hub id of a causal language model, or folder of an adapter; empty: `scratch`."""
     scratch: ScratchConfig | None = None
     """Shape of a model made from nothing, when `path` is empty."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files and model may differ, as ["v_head.*"] (docs/models.md)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in memory. Keep float32 for full fine-tuning: it holds small updates."""
     quantization: Literal["4bit"] | None = None

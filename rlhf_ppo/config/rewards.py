@@ -50,6 +50,8 @@ class ModelSource(_Source):
     """What metrics and messages call it."""
     path: Place | None = None
     """Folder or hub id; null: the one that this run trains from `data.preferences`."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files and model may differ, as ["v_head.*"] (docs/models.md)."""
     label: str | int | None = None
     """Which output is the score, by name or number from 0, before any softmax; null: the one."""
     max_tokens: Count = 2048

@@ -22,6 +22,7 @@ def contradictions(config: "Config") -> Iterator[str]:
     yield from _of_reward(config)
     yield from _of_sources(config)
     yield from _of_models(config)
+    yield from _of_weights(config)
     yield from _of_adapters(config)
     yield from _of_memory(config)
     yield from _of_advantage(config)
@@ -163,6 +164,31 @@ def _of_models(config: "Config") -> Iterator[str]:
             f"value.model = reward with {len(models)} reward sources of kind model: it must be "
             "clear which one to start from; use one, or set value.model to shared or policy"
         )
+
+
+def _of_weights(config: "Config") -> Iterator[str]:
+    if config.policy.dtype == "float16" and config.lora is None:
+        yield (
+            "policy.dtype = float16 without lora: the squares of small gradients are 0 in float16, "
+            "so Adam would divide by almost nothing and take steps far too large; set it to "
+            "float32 (with hardware.mixed_precision: fp16 for speed), or add a lora section"
+        )
+    patterns = {"policy": (config.policy.allow_unmatched, "path", config.policy.path)}
+    if config.reward_model is not None:
+        made = config.reward_model
+        patterns["reward_model"] = (made.allow_unmatched, "init_from", made.init_from)
+    for name, leaf in leaves(config.reward.sources):
+        if isinstance(leaf, ModelSource):
+            patterns[f"reward.sources[{name}]"] = (leaf.allow_unmatched, "path", leaf.path)
+    evaluation = config.evaluation
+    others = evaluation.policy or next(iter(evaluation.models.values()), None)
+    patterns["evaluation"] = (evaluation.allow_unmatched, "policy or evaluation.models", others)
+    for section, (allowed, place, path) in patterns.items():
+        if allowed and path is None:
+            yield (
+                f"{section}.allow_unmatched has no effect without {section}.{place}: no model is "
+                "loaded from files of that setting; set it to []"
+            )
 
 
 def _of_adapters(config: "Config") -> Iterator[str]:

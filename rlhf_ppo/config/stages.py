@@ -47,6 +47,8 @@ class RewardModelConfig(SupervisedConfig):
     """Weight of the (chosen + rejected)^2 term that keeps scores around 0."""
     init_from: Place | None = None
     """Folder or hub id to start from; empty: the supervised model."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which the files of `init_from` may differ from the model's trunk."""
     save: Literal["merged", "adapter"] = "merged"
     """With lora: a whole model, or the adapter alone, which PPO puts on the policy's own base."""
     order: Literal["shuffled", "file"] = "shuffled"

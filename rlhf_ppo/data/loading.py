@@ -10,7 +10,7 @@ from rlhf_ppo.data.files import AnyRow as AnyRow
 from rlhf_ppo.data.files import BrokenRow as BrokenRow
 from rlhf_ppo.data.files import Row as Row
 from rlhf_ppo.errors import UserError, shown
-from rlhf_ppo.hub import offline_hint, settle_connection
+from rlhf_ppo.hub import hub_problem, not_here
 
 SLICE = re.compile(r"^(?P<place>.+)(?P<slice>\[[^\[\]/]*\])$")
 
@@ -146,14 +146,14 @@ def _read_hub(source: str, setting: str) -> list[AnyRow]:
     import datasets
 
     name, config, split = hub_parts(source)
-    settle_connection()
+    hub_problem()  # before the libraries try for a minute
     try:
         content = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{setting}: {shown(source)} is neither a file nor a folder here, and loading it as a "
             "hub id (owner/name, owner/name:split or owner/name:config:split) failed:\n"
-            f"{error}\n{offline_hint()}"
+            f"{not_here(name, 'dataset') or error}"
         ) from error
     return _of_dataset(source, content)
 

@@ -19,7 +19,7 @@ from rlhf_ppo.models.lora import (
     adapter_parameters,
     checkpoint_contexts,
     copy_policy_adapter,
-    peft_config,
+    fresh_adapter,
     using_adapter,
 )
 from rlhf_ppo.models.packing import enable_packing
@@ -139,6 +139,7 @@ def build_policy(
     value: ValueConfig,
     reward_model: PreTrainedModel | None,
     gradient_checkpointing: bool,
+    adapter_seed: int = 0,
 ) -> PolicyWithValueHead:
     """Assemble the policy from a loaded model.
 
@@ -148,6 +149,7 @@ def build_policy(
         value: where the values come from.
         reward_model: needed when the value model starts from it.
         gradient_checkpointing: recompute activations in the backward pass.
+        adapter_seed: of the first weights of a fresh adapter.
     """
     value_trunk = _value_trunk(lm, value, reward_model)
     if gradient_checkpointing:
@@ -156,7 +158,7 @@ def build_policy(
     if isinstance(lm, peft.PeftModel):
         copy_policy_adapter(lm, REFERENCE, trained=False)
     elif lora is not None:  # fresh adapters change nothing until they are trained
-        trained = peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
+        trained = fresh_adapter(lm, lora, "CAUSAL_LM", adapter_seed)
     if value.model == "adapter":
         copy_policy_adapter(trained, VALUE, trained=True)
     policy = PolicyWithValueHead(trained, value_trunk)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
@@ -18,9 +18,11 @@ from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
-from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.lora import POLICY, fresh_adapter
+from rlhf_ppo.models.save import name_base
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
@@ -46,10 +48,9 @@ def train_reward_model(
     Raises:
         UserError: `start` cannot be loaded.
     """
-    set_seed(config.seed % 2**32)  # the new head is drawn at random
     tokenizer = load_tokenizer(start, "reward_model.init_from")
     source = trained_source(config.reward) or ModelSource()
-    model = load_classifier(start, source.dtype, "reward_model.init_from", new_head=True)
+    model = _starting_point(config, settings, start, source.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = _encode(preferences, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
@@ -65,7 +66,6 @@ def train_reward_model(
         ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
-        peft_config=None if config.lora is None else peft_config(config.lora, "SEQ_CLS"),
     )
     progress = use_our_progress(trainer, "reward model", processes.is_main)
     trainer.train()
@@ -73,6 +73,7 @@ def train_reward_model(
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         if settings.save == "adapter":
+            name_base(trained.peft_config[POLICY])
             trained.save_pretrained(target)
         whole = trained if config.lora is None else trained.merge_and_unload()
         if settings.save == "merged":
@@ -90,6 +91,33 @@ def train_reward_model(
             say(f"reward model: right order on held-out pairs: {shown}")
 
     save_stage(folder, processes, stamp, write)
+
+
+def _starting_point(
+    config: Config, settings: RewardModelConfig, start: str, base_dtype: str
+) -> Any:
+    """The model at `start` with a head of one output, or a new adapter on it.
+
+    Args:
+        config: settings.
+        settings: of this stage.
+        start: folder or hub id.
+        base_dtype: of the base beside an adapter.
+    """
+    given = settings.init_from is not None
+    model = load_classifier(
+        start,
+        # What is trained is float32: half precision has no room for small updates.
+        "float32" if config.lora is None else base_dtype,
+        "reward_model.init_from" if given else "policy.path",
+        new_head=True,
+        allow=settings.allow_unmatched if given else config.policy.allow_unmatched,
+        seed=config.seed % 2**32,
+    )
+    if config.lora is None:
+        return model
+    seed = derive_seed(config.seed, "reward_model", "adapter")
+    return fresh_adapter(model, config.lora, "SEQ_CLS", seed)
 
 
 def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """From model folders to the four roles on their devices."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from rlhf_ppo.models.shared import SharedBase
 from rlhf_ppo.rewards.sources import Places, load_sources
 from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.rollout.generation import SamplingSettings
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.stamps import ModelPaths
 from rlhf_ppo.training.distributed import Processes
 
@@ -39,38 +40,38 @@ def build_roles(
     """
     tokenizer = load_tokenizer(paths.reference, "policy.path")
     device, offload = processes.device, config.hardware.offload
-    lm = load_causal_lm(
-        paths.reference,
-        config.policy.dtype,
-        "policy.path",
-        keep_adapter=config.lora is not None,
-        quantization=config.policy.quantization,
-        device=device,
-    )
+    lm = _start(config, paths.reference, device, keep_adapter=config.lora is not None)
     check_output_layer(base_model(lm), paths.reference)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
     if config.lora is None:
-        copy = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
+        copy = _start(config, paths.reference, device)
         reference = FrozenPolicy(copy) if offload else FrozenPolicy(copy).to(device)
     reward, start_of_values = None, None
     if config.value.model == "reward":  # rules.py: there is one model among the sources
         # Not on the policy's base even if it is an adapter: a value model is trained as a whole.
-        reward = load_sources(config.reward, paths.reward_model, Places(device, offload))
+        places = Places(device, offload, seed=config.seed)
+        reward = load_sources(config.reward, paths.reward_model, places)
         found = reward.first_model()
         if found is not None:
             check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
             start_of_values = found.model
     policy = build_policy(
-        lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
+        lm,
+        config.lora,
+        config.value,
+        start_of_values,
+        config.policy.gradient_checkpointing,
+        derive_seed(config.seed, "ppo", "adapter"),
     )
     if config.value.init == "saved":
         load_values(policy, paths.reference)
     optimizer = make_optimizer(config, policy)
     policy.to(device)
     if reward is None:
-        places = Places(device, offload, _shared_base(config, policy, paths.reference))
+        base = _shared_base(config, policy, paths.reference)
+        places = Places(device, offload, base, config.seed)
         reward = load_sources(config.reward, paths.reward_model, places)
     wrapped, optimizer = processes.prepare(policy, optimizer)
     roles = Roles(
@@ -82,6 +83,22 @@ def build_roles(
         autocast=processes.autocast,
     )
     return roles, optimizer
+
+
+def _start(
+    config: Config, path: str, device: torch.device, *, keep_adapter: bool = False
+) -> PreTrainedModel:
+    """The model that the run starts from; the same at each call."""
+    return load_causal_lm(
+        path,
+        config.policy.dtype,
+        "policy.path",
+        keep_adapter=keep_adapter,
+        quantization=config.policy.quantization,
+        device=device,
+        allow=config.policy.allow_unmatched,
+        seed=config.seed,
+    )
 
 
 def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
@@ -96,19 +113,19 @@ def load_for_evaluation(
 ) -> Roles:
     """Load a finished policy beside its reference and reward sources; nothing is trained."""
     device, offload = processes.device, config.hardware.offload
-    quantization = config.policy.quantization
-
-    def load(path: str, setting: str) -> PreTrainedModel:
-        dtype = config.policy.dtype
-        return load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
-
-    policy = PolicyWithValueHead(load(policy_path, "policy")).eval().requires_grad_(False)
-    reference = FrozenPolicy(load(paths.reference, "policy.path"))
+    given = config.evaluation.policy is not None
+    setting = "evaluation.policy" if given else "policy"
+    allow = config.evaluation.allow_unmatched if given else ()
+    lm = _frozen(config, policy_path, setting, allow, processes)
+    policy = PolicyWithValueHead(lm).eval().requires_grad_(False)
+    allow = config.policy.allow_unmatched
+    reference = FrozenPolicy(_frozen(config, paths.reference, "policy.path", allow, processes))
+    places = Places(device, offload, seed=config.seed)
     return Roles(
         policy=policy.to(device),
         policy_forward=_Autocast(policy, processes),
         reference=reference if offload else reference.to(device),
-        reward=load_sources(config.reward, paths.reward_model, Places(device, offload)),
+        reward=load_sources(config.reward, paths.reward_model, places),
         tokenizer=load_tokenizer(paths.reference, "policy.path"),
         autocast=processes.autocast,
     )
@@ -120,10 +137,22 @@ def load_other(config: Config, path: str, setting: str, processes: Processes) ->
     Raises:
         UserError: it cannot be loaded.
     """
-    quantization, device = config.policy.quantization, processes.device
-    dtype = config.policy.dtype
-    lm = load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
-    return FrozenPolicy(lm).to(device)
+    lm = _frozen(config, path, setting, config.evaluation.allow_unmatched, processes)
+    return FrozenPolicy(lm).to(processes.device)
+
+
+def _frozen(
+    config: Config, path: str, setting: str, allow: Sequence[str], processes: Processes
+) -> PreTrainedModel:
+    return load_causal_lm(
+        path,
+        config.policy.dtype,
+        setting,
+        quantization=config.policy.quantization,
+        device=processes.device,
+        allow=allow,
+        seed=config.seed,
+    )
 
 
 def sampling_settings(config: Config, roles: Roles) -> SamplingSettings:

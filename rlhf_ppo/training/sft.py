@@ -14,8 +14,9 @@ from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
 from rlhf_ppo.data.template import as_text, check_template
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
-from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.lora import fresh_adapter
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
@@ -40,12 +41,14 @@ def train_supervised(
     model, tokenizer = starting_point(config, demonstrations)
     examples = _encode(demonstrations, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
+    if config.lora is not None:
+        seed = derive_seed(config.seed, "sft", "adapter")
+        model = fresh_adapter(model, config.lora, "CAUSAL_LM", seed)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**arguments, completion_only_loss=True),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=None if config.lora is None else peft_config(config.lora, "CAUSAL_LM"),
     )
     progress = use_our_progress(trainer, "supervised", processes.is_main)
     trainer.train()
@@ -71,7 +74,15 @@ def starting_point(
     """
     if config.policy.path is not None:
         tokenizer = load_tokenizer(config.policy.path, "policy.path")
-        return load_causal_lm(config.policy.path, config.policy.dtype, "policy.path"), tokenizer
+        policy = config.policy
+        model = load_causal_lm(
+            config.policy.path,
+            policy.dtype,
+            "policy.path",
+            allow=policy.allow_unmatched,
+            seed=config.seed,
+        )
+        return model, tokenizer
     shape = config.policy.scratch
     if shape is None:
         raise UserError(
