@@ -28,6 +28,7 @@ FOLDERS = {
     "evaluation": "evaluation",
 }
 STAMP_FILE = "stage.json"
+NOT_SET = "not set"
 # Settings that do not change what PPO computes, or that other stages answer for.
 # Limits of the guard may change: a run that was stopped can go on with others.
 NOT_PPO = ("output_dir", "resume", "data", "sft", "guard", "checkpoint", "evaluation", "logging")
@@ -156,7 +157,7 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
     then = _flatten({name: value for name, value in found.items() if name not in ignore})
     now = _flatten(json.loads(json.dumps(expected)))
     changed = [
-        f"  - {name}: {shown(then.get(name, 'not set'))} then, {shown(now.get(name, 'not set'))} now"
+        f"  - {name}: {shown(then.get(name, NOT_SET))} then, {shown(now.get(name, NOT_SET))} now"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]
