@@ -52,6 +52,8 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         for name, source in config.data.sources.items()
     }
     reading = {name: settings["data"][name] for name in READING}
+    if config.data.long_rows == "truncate":  # the other values leave no row changed
+        reading["long_rows"] = "truncate"
     start: Any = None if config.policy.path is None else _model(config.policy.path)
     if config.sft is not None:
         start = {

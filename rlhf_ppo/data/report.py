@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.errors import UserError
 
 REPORT_FILE = "data_report.json"
@@ -20,13 +21,19 @@ class Finding:
     reason: str
     dropped: bool
     places: tuple[str, ...]
+    advice: str = ""  # what would keep the rows
+    rows: int = 0  # of the source; 0: the share is not shown
 
     def line(self) -> str:
         """As on the terminal."""
         shown = ", ".join(_file_once(self.places[:SHOWN_PLACES]))
         rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
         fate = "dropped" if self.dropped else "kept"
-        return f"{len(self.places)} {fate}: {self.reason} ({shown}{rest})"
+        count = f"{len(self.places)}"
+        if self.rows:
+            count += f" of {self.rows} ({100 * len(self.places) / self.rows:.2g} %)"
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{count} {fate}: {self.reason}{advice} ({shown}{rest})"
 
 
 def _file_once(places: Sequence[str]) -> list[str]:
@@ -73,18 +80,38 @@ class DataReport:
         if places:
             self.sources[setting].findings.append(Finding(reason, dropped, tuple(places)))
 
-    def add_long(self, setting: str, long: Sequence[TooLong], limit: str, *, refuse: bool) -> None:
-        """Rows that are longer than `limit`, such as "sft.max_tokens = 1024", are dropped.
+    def add_long(
+        self,
+        setting: str,
+        long: Sequence[TooLong],
+        limit: LengthLimit,
+        lengths: Sequence[int],
+        *,
+        refuse: bool,
+    ) -> None:
+        """Rows that are longer than a limit are dropped; what would keep them is said.
+
+        Args:
+            setting: that names the data.
+            long: these rows.
+            limit: of the tokens of a row.
+            lengths: of all rows (tokens).
+            refuse: stop the run instead.
 
         Raises:
             UserError: there are some and `refuse` is set; names each with its length.
         """
+        if not long:
+            return
         if refuse:
+            longest = max(row.tokens for row in long)
             raise_problems(
                 [f"{row.where}: {row.tokens} tokens, more than {limit}" for row in long],
-                f"Raise that, shorten them, or drop them by data.long_rows = drop. ({setting})",
+                f"{limit.remedy(longest)} data.long_rows = drop leaves them out. ({setting})",
             )
-        self.add(setting, f"longer than {limit}", [row.where for row in long], dropped=True)
+        places = tuple(row.where for row in long)
+        found = Finding(f"longer than {limit}", True, places, limit.advice(lengths), len(lengths))
+        self.sources[setting].findings.append(found)
 
     def lines(self) -> list[str]:
         """For the terminal: the sources in which something was found."""
@@ -117,6 +144,7 @@ class DataReport:
                         "dropped": finding.dropped,
                         "places": list(finding.places),
                     }
+                    | ({"advice": finding.advice} if finding.advice else {})
                     for finding in item.findings
                 ],
             }
