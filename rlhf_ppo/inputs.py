@@ -27,7 +27,13 @@ from rlhf_ppo.evaluation.gold import GoldScorer
 from rlhf_ppo.evaluation.judge import check_judge
 from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import check_stop_tokens, load_model_config, load_tokenizer
-from rlhf_ppo.preflight import check_models, check_reward, policy_reader, scoring_readers
+from rlhf_ppo.preflight import (
+    check_models,
+    check_reward,
+    policy_reader,
+    policy_setting,
+    scoring_readers,
+)
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.sft import starting_point
 
@@ -212,7 +218,7 @@ def _check_examples(
     """What is learnt from is short enough and readable, as its stage will encode it."""
     problems: list[str] = []
     rule, report = config.data.long_rows, inputs.report
-    own = limits_of(model, "policy.path")
+    own = limits_of(model, policy_setting(config))
 
     def check(fit: Callable[[], Fitted[Any]]) -> None:
         problems.extend(problem_of(lambda: fit().report(report, refuse=rule == "refuse")))
@@ -222,7 +228,7 @@ def _check_examples(
         ("ptx.data", inputs.ptx, "ptx.max_tokens", config.ptx),
     ):
         if section is not None and items:
-            limit = LengthLimit(name, section.max_tokens, own)
+            limit = LengthLimit(name, section.max_tokens, own.strict())
             check(partial(fit_demonstrations, items, policy, limit, setting, rule))
     if config.reward_model is not None and inputs.preferences:
         start, tokenizer, limits = config.reward_model.init_from, policy, own

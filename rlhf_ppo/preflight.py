@@ -75,14 +75,10 @@ def policy_reader(
 ) -> Reader:
     """The policy as a reader of prompts, with room for a response.
 
-    Past the positions that it was trained with, a policy is not sampled, though rotary ones could
-    be: there it writes what no training has shown it.
-
     Raises:
         UserError: responses alone take all positions.
     """
-    limits = limits_of(model, "policy.path")
-    limits = replace(limits, positions=limits.trained)
+    limits = limits_of(model, policy_setting(config)).strict()
     new = config.rollout.max_new_tokens
     source = _value_start(config)
     if source is not None:  # its value model reads prompts and responses too
@@ -98,6 +94,11 @@ def policy_reader(
         )
     limit = LengthLimit("data.max_prompt_tokens", config.data.max_prompt_tokens, limits, new)
     return Reader(tokenizer, limit)
+
+
+def policy_setting(config: Config) -> str:
+    """The setting that says which policy a run starts from."""
+    return "policy.scratch" if config.policy.path is None else "policy.path"
 
 
 def scoring_readers(

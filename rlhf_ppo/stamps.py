@@ -1,7 +1,7 @@
 """What a stage's result was made from: decides whether it can be kept, and says what differs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         name: None if source is None else fingerprint(source)
         for name, source in config.data.sources.items()
     }
-    reading = {name: settings["data"][name] for name in READING}
-    if config.data.long_rows == "truncate":  # the other values leave no row changed
-        reading["long_rows"] = "truncate"
+    reading = _reading(settings["data"])
     start: Any = None if config.policy.path is None else _model(config.policy.path)
     if config.sft is not None:
         start = {
@@ -106,6 +104,14 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         "heldout_prompts": data["heldout_prompts"],
     }
     return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
+
+
+def _reading(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the data section that change what rows say."""
+    reading = {name: data[name] for name in READING}
+    if data["long_rows"] == "truncate":  # its other values change no row that is used
+        reading["long_rows"] = "truncate"
+    return reading
 
 
 def write_stamp(folder: Path, stamp: Stamp) -> None:

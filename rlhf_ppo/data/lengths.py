@@ -45,8 +45,8 @@ class LengthLimit:
             return f"Raise {self.name}, shorten the rows, or set data.long_rows = truncate."
         less = "Lower rollout.max_new_tokens, shorten" if self.reserved else "Shorten"
         return (
-            f"{less} the rows, set data.long_rows = truncate, or take another model: "
-            f"{self.limits.setting} has {self.limits.positions} positions."
+            f"{less} the rows, set data.long_rows = truncate, or take a model with more positions "
+            f"than the {self.limits.positions} of {self.limits.setting}."
         )
 
     def advice(self, lengths: Sequence[int]) -> str:

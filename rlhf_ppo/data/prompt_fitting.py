@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
@@ -65,43 +66,68 @@ def fit_prompts(
     """
     tokenizer, limit = policy.tokenizer, policy.limit
     check_template(tokenizer, [item.text for item in items], setting)
-    kept: list[Prompt] = []
-    lengths, encoded, long, cut = [], [], [], []
-    notes: dict[str, list[str]] = defaultdict(list)
+    found = _Found()
     for item in items:
         with place_named(setting, item.where):
-            ids = encode_prompt(tokenizer, item.text)
-            _check_not_empty(ids, tokenizer)
-            lengths.append(len(ids))
-            if len(ids) > limit.tokens:
-                shorter = None
-                if long_rows == "truncate":
-                    shorter = cut_prompt(tokenizer, item.text, limit.tokens)
-                if shorter is None:
-                    long.append(TooLong(item.where, len(ids)))
-                    continue
-                cut.append(item.where)
-                item, ids = replace(item, text=shorter), encode_prompt(tokenizer, shorter)
-            for note in _notes(tokenizer, item.text):
-                notes[note].append(item.where)
-        kept.append(item)
-        encoded.append(ids)
-    report.add_long(setting, long, limit, lengths, refuse=long_rows == "refuse")
-    report.add(setting, f"longer than {limit}: its end is kept (truncate)", cut, dropped=False)
-    for note, places in notes.items():
+            _fit(item, policy, long_rows, found)
+    refuse = long_rows == "refuse"
+    report.add_long(setting, found.long, limit, found.lengths, refuse=refuse)
+    cut = f"longer than {limit}: the beginning is cut off (data.long_rows = truncate)"
+    report.add(setting, cut, found.cut, dropped=False)
+    for note, places in found.notes.items():
         report.add(setting, note, places, dropped=False)
+    kept = found.kept
     if not kept:
-        raise UserError(
-            f"{setting}: all {len(items)} prompts are longer than {limit} (the shortest has "
-            f"{min(lengths)} tokens). {limit.remedy(min(lengths))}"
-        )
-    found = missing_token(limit.limits, tokenizer, encoded)
-    if found is not None:
-        raise UserError(f"{setting}: {kept[found[0]].where} {found[1]}.")
-    sizes = {item.row: len(ids) for item, ids in zip(kept, encoded, strict=True)}
+        _raise_all_long(setting, found.lengths, limit)
+    missing = missing_token(limit.limits, tokenizer, found.encoded)
+    if missing is not None:
+        raise UserError(f"{setting}: {kept[missing[0]].where} {missing[1]}.")
+    sizes = {item.row: len(ids) for item, ids in zip(kept, found.encoded, strict=True)}
     for scorer in scorers:
         kept = _readable(kept, scorer, setting, long_rows, report)
     return FittedPrompts(kept, max(sizes[item.row] for item in kept))
+
+
+@dataclass
+class _Found:
+    """What became of the prompts under the policy's tokenizer."""
+
+    kept: list[Prompt] = field(default_factory=list)
+    encoded: list[list[int]] = field(default_factory=list)  # those that are kept
+    lengths: list[int] = field(default_factory=list)  # tokens of all
+    long: list[TooLong] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def _fit(item: Prompt, policy: Reader, long_rows: LongRows, found: _Found) -> None:
+    """Keep a prompt, its end, or its length."""
+    tokenizer, most = policy.tokenizer, policy.limit.tokens
+    ids = encode_prompt(tokenizer, item.text)
+    if not ids:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path!r} makes no token of this prompt, so there "
+            "is nothing to answer. Mend the row or the chat template."
+        )
+    found.lengths.append(len(ids))
+    if len(ids) > most:
+        shorter = cut_prompt(tokenizer, item.text, most) if long_rows == "truncate" else None
+        if shorter is None:
+            found.long.append(TooLong(item.where, len(ids)))
+            return
+        found.cut.append(item.where)
+        item, ids = replace(item, text=shorter), encode_prompt(tokenizer, shorter)
+    for note in _notes(tokenizer, item.text):
+        found.notes[note].append(item.where)
+    found.kept.append(item)
+    found.encoded.append(ids)
+
+
+def _raise_all_long(setting: str, lengths: Sequence[int], limit: LengthLimit) -> NoReturn:
+    raise UserError(
+        f"{setting}: all {len(lengths)} prompts are longer than {limit} (the shortest has "
+        f"{min(lengths)} tokens). {limit.remedy(min(lengths))}"
+    )
 
 
 def cut_prompt(tokenizer: PreTrainedTokenizerBase, text: Text, most: int) -> Text | None:
@@ -150,30 +176,28 @@ def _readable(
 ) -> list[Prompt]:
     """The prompts that a reward model can read even with an empty response."""
     limit, tokenizer = scorer.limit, scorer.tokenizer
+    most = limit.limits.most(limit.max_tokens)
     check_template(tokenizer, [item.text for item in items], limit.limits.setting)
     larger = limit.limits.vocabulary is not None and len(tokenizer) > limit.limits.vocabulary
     added: dict[tuple[str, ...], int] = {}
     kept, lengths, long, risky = [], [], [], []
     for item in items:
         order = tuple(turn["role"] for turn in item.text) if isinstance(item.text, list) else ()
-        if order in added and not larger:
-            # A token stands for one byte at least; what the template adds is known.
-            most = len(as_text(item.text).encode()) + added[order]
-            if most + limit.reserved <= limit.limits.most(limit.max_tokens):
-                kept.append(item)
-                lengths.append(most)
-                continue
-        with place_named(setting, item.where):
-            ids = encode_conversation(tokenizer, item.text, "")
-        added.setdefault(order, len(ids))
-        found = missing_token(limit.limits, tokenizer, [ids])
-        if found is not None:
-            raise UserError(f"{setting}: {item.where} {found[1]}.")
-        lengths.append(len(ids))
-        if len(ids) > limit.limits.most(limit.max_tokens):
-            long.append(TooLong(item.where, len(ids)))
+        # A token stands for one byte at least; what the template adds is known.
+        length = len(as_text(item.text).encode()) + added.get(order, most)
+        if larger or length + limit.reserved > most:
+            with place_named(setting, item.where):
+                ids = encode_conversation(tokenizer, item.text, "")
+            missing = missing_token(limit.limits, tokenizer, [ids])
+            if missing is not None:
+                raise UserError(f"{setting}: {item.where} {missing[1]}.")
+            length = len(ids)
+            added.setdefault(order, length)
+        lengths.append(length)
+        if length > most:
+            long.append(TooLong(item.where, length))
             continue
-        if len(ids) + limit.reserved > limit.limits.most(limit.max_tokens):
+        if length + limit.reserved > most:
             risky.append(item.where)
         kept.append(item)
     alone = replace(limit, reserved=0)
@@ -184,10 +208,7 @@ def _readable(
     )
     report.add(setting, reason, risky, dropped=False)
     if not kept:
-        raise UserError(
-            f"{setting}: all {len(items)} prompts are longer than {alone} (the shortest has "
-            f"{min(lengths)} tokens). {alone.remedy(min(lengths))}"
-        )
+        _raise_all_long(setting, lengths, alone)
     return kept
 
 
@@ -197,11 +218,3 @@ def _notes(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[str]:
         written = render(tokenizer, text, generation_prompt=True)
         notes += [EARLIER] if lost_messages(tokenizer, text, written) else []
     return list(dict.fromkeys(notes))
-
-
-def _check_not_empty(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    if not ids:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path!r} makes no token of this prompt, so there "
-            "is nothing to answer. Mend the row or the chat template"
-        )

@@ -81,8 +81,8 @@ def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], wh
         if last.strip() and not any(word in written for word in last.split()):
             raise UserError(
                 f"{where}: the chat template of {tokenizer.name_or_path!r} writes nothing of "
-                f"{shortened(last)} (it may be empty, or want contents in another form). Mend "
-                "chat_template.jinja, or chat_template in tokenizer_config.json."
+                f"{shortened(repr(last))} (it may be empty, or want contents in another form). "
+                "Mend chat_template.jinja, or chat_template in tokenizer_config.json."
             )
 
 

@@ -1,7 +1,7 @@
 """How long a text a model can read, and which tokens it knows, from its configuration alone."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -33,6 +33,13 @@ class Limits:
     def most(self, max_tokens: int) -> int:
         """Tokens of the longest text that fits `max_tokens` and the positions."""
         return max_tokens if self.positions is None else min(max_tokens, self.positions)
+
+    def strict(self) -> "Limits":
+        """The lengths that the model was made for are its end, also where it could go on.
+
+        A policy is neither trained nor sampled past them: nothing there is what it has learnt.
+        """
+        return replace(self, positions=self.trained)
 
     def unknown(self, ids: Iterable[int]) -> int | None:
         """The largest id that has no row in the embedding; None: all have one."""

@@ -48,7 +48,8 @@ def encode_rows(
     Raises:
         UserError: messages that the template refuses, or nothing is left.
     """
-    limit = LengthLimit("ptx.max_tokens", max_tokens, limits_of(model, "policy.path"))
+    limits = limits_of(model, "policy.path").strict()
+    limit = LengthLimit("ptx.max_tokens", max_tokens, limits)
     fitted = fit_demonstrations(items, tokenizer, limit, setting, long_rows)
     found = [TextRow(tuple(row.ids), max(1, row.start)) for row in fitted.rows]
     rows = [row for row in found if row.start < len(row.ids)]

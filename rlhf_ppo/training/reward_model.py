@@ -3,7 +3,7 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,10 @@ def train_reward_model(
     source = trained_source(config.reward) or ModelSource()
     model = load_classifier(start, source.dtype, "reward_model.init_from", new_head=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    limits, rule = limits_of(model.config, start), config.data.long_rows
+    limits, long_rows = limits_of(model.config, start), config.data.long_rows
     limit = LengthLimit("reward_model.max_tokens", settings.max_tokens, limits)
-    pairs = _encode(fit_pairs(preferences, tokenizer, limit, "data.preferences", rule))
+    fitted = fit_pairs(preferences, tokenizer, limit, "data.preferences", long_rows)
+    pairs = _examples(fitted)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
         pairs = file_order(pairs, settings.batch_size, config.seed)
@@ -85,14 +86,10 @@ def train_reward_model(
         history = "\n".join(json.dumps(entry) for entry in progress.history)
         (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
         if probes:
-            kinds = {pair.where: pair.kind for pair in probes}
             most = LengthLimit("reward_model.max_tokens", source.max_tokens, limits)
-            held = fit_pairs(probes, tokenizer, most, "data.heldout_preferences", rule)
+            held = fit_pairs(probes, tokenizer, most, "data.heldout_preferences", long_rows)
             judge = RewardModel(whole.eval(), tokenizer, source, "reward_model")
-            accuracy = probe(judge, held.rows, [kinds[place] for place in held.places])
-            (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
-            shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
-            say(f"reward model: right order on held-out pairs: {shown}")
+            _write_probes(target, judge, held, {pair.where: pair.kind for pair in probes})
 
     save_stage(folder, processes, stamp, write)
 
@@ -150,7 +147,17 @@ def probe(
     return result
 
 
-def _encode(fitted: Fitted[Pair]) -> list[dict[str, Any]]:
+def _write_probes(
+    target: Path, judge: RewardModel, held: Fitted[Pair], kinds: Mapping[str, str]
+) -> None:
+    """Measure a trained reward model on held-out pairs; `kinds` is the kind of each place."""
+    accuracy = probe(judge, held.rows, [kinds[place] for place in held.places])
+    (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+    shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
+    say(f"reward model: right order on held-out pairs: {shown}")
+
+
+def _examples(fitted: Fitted[Pair]) -> list[dict[str, Any]]:
     """Token ids of each pair, and the length of its longer side."""
     return [
         {

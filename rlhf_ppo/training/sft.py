@@ -41,7 +41,7 @@ def train_supervised(
         UserError: nothing to start from.
     """
     model, tokenizer = starting_point(config, demonstrations)
-    limits = limits_of(model.config, "policy.path")
+    limits = limits_of(model.config, "policy.path").strict()
     limit = LengthLimit("sft.max_tokens", settings.max_tokens, limits)
     examples = _encode(demonstrations, tokenizer, config, limit)
     arguments = training_arguments(config, settings, folder, processes.world)
