@@ -165,8 +165,12 @@ def _message_after(
             answer = answer.removeprefix(frame.opened[len(frame.opened.rstrip()) :])
         else:
             notes += (NOT_OPENED,)
-    going_on = encode_after(tokenizer, begun, mark(tokenizer, answer) + frame.after)
-    return None if going_on is None else Example(begun + going_on, len(begun), notes=notes)
+    rest = mark(tokenizer, answer) + frame.after
+    whole = encode_text(tokenizer, frame.prompt + rest)
+    if whole[: len(begun)] == begun:
+        return Example(whole, len(begun), notes)
+    going_on = encode_after(tokenizer, begun, rest)
+    return None if going_on is None else Example(begun + going_on, len(begun), notes)
 
 
 def _elsewhere(begun: list[int], whole: list[int]) -> Example:

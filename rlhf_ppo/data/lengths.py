@@ -42,7 +42,7 @@ class LengthLimit:
     def remedy(self, tokens: int) -> str:
         """How a row of so many tokens could be kept, as a sentence."""
         if self.positions is None or tokens <= self.positions:
-            return f"Raise {self.name}, shorten the rows, or set data.long_rows = truncate."
+            return "Raise it, shorten the rows, or set data.long_rows = truncate."
         less = "Lower rollout.max_new_tokens, shorten" if self.reserved else "Shorten"
         return (
             f"{less} the rows, set data.long_rows = truncate, or take a model with more positions "

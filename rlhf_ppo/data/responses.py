@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.data.special_tokens import encode_text, special_ids, unmark
 from rlhf_ppo.data.template import (
+    Message,
     Text,
     encode_conversation,
     end_of_text,
@@ -70,13 +71,38 @@ def read_response(
     if not inside.startswith(before):  # a tokenizer that tidies up spaces across the two
         return Response(alone, sampled)
     inside = inside[len(before) :]
-    if inside != alone and not isinstance(prompt, str) and sampled.ids:
-        begun = render(tokenizer, prompt, generation_prompt=True)
-        whole = render(tokenizer, joined(prompt, alone), generation_prompt=False)  # type: ignore[arg-type]
-        first = encode_conversation(tokenizer, prompt, alone)[: len(prompt_ids) + 1]
-        if whole.startswith(begun + inside) or first == both[: len(prompt_ids) + 1]:
-            return Response(alone, sampled)
-    return Response(inside, sampled)
+    if isinstance(prompt, str) or not inside[:1].isspace():
+        return Response(inside, sampled)
+    return Response(_without_space(tokenizer, sampled, prompt, inside, alone), sampled)
+
+
+def _without_space(
+    tokenizer: PreTrainedTokenizerBase,
+    sampled: Sampled,
+    prompt: list[Message],
+    inside: str,
+    alone: str,
+) -> str:
+    """A response to messages without the space that the template or the tokenizer puts there.
+
+    Args:
+        tokenizer: of the policy.
+        sampled: its tokens.
+        prompt: messages.
+        inside: the text as it stands behind its prompt.
+        alone: its tokens as a text of their own.
+    """
+    frame = frame_of(tokenizer, prompt)
+    if frame is not None and frame.before.startswith(frame.prompt):
+        between = frame.before[len(frame.prompt) :]
+        if between.isspace() and inside.startswith(between):
+            return inside[len(between) :]
+    if alone != inside:
+        count = len(sampled.prompt_ids) + 1
+        written = tuple(encode_conversation(tokenizer, prompt, alone)[:count])
+        if written == sampled.prompt_ids + sampled.ids[:1]:
+            return alone
+    return inside
 
 
 def sampled_conversation(

@@ -174,12 +174,12 @@ def test_the_report_holds_every_source_and_every_place(tmp_path: Path) -> None:
     }
     assert found["data.demonstrations"]["findings"] == [
         {
-            "reason": "longer than sft.max_tokens = 1024",
+            "reason": "longer than the 256 positions of policy.scratch",
             "rows": 1,
             "dropped": True,
             "places": [f"{tmp_path / 'demonstrations.jsonl'}:33"],
-            "advice": "median 23, 100 % of the rows fit in 1214: raise sft.max_tokens to 1216 to "
-            "keep 100 %",
+            "advice": "median 16, 100 % of the rows fit in 1607, more than the model has "
+            "positions for",
         }
     ]
     (told,) = found["data.heldout_preferences"]["findings"]
