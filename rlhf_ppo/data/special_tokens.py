@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 _OPEN, _CLOSE, _FIRST = "\ue0f0", "\ue0f1", 0xF0000
 _SHORTEST = 3  # characters: a pad token such as "!" is a letter of texts too
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what unknown characters are spelled with
+
 
 @dataclass
 class _Names:
@@ -82,7 +84,8 @@ def _names(tokenizer: PreTrainedTokenizerBase) -> _Names:
     known = _KNOWN.get(tokenizer)
     if known is None or known.state != state:
         found = {id: str(t) for id, t in tokenizer.added_tokens_decoder.items() if t.special}
-        names = {token for token in found.values() if len(token) >= _SHORTEST}
+        named = {token for token in found.values() if len(token) >= _SHORTEST}
+        names = {token for token in named if not _BYTE.fullmatch(token)}
         tokens = tuple(sorted(names, key=lambda token: (-len(token), token)))  # longest first
         pattern = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         known = _Names(tokens, pattern, frozenset(found), state)

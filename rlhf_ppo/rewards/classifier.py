@@ -60,6 +60,8 @@ class RewardModel:
         self._vocabularies: dict[int, bool] = {}
         with self.within():
             enable_packing(model, model.base_model)
+            self.pads = True  # until it is tried
+            self.pads = self._pads_alike()
             self.packs = takes_packed(model.base_model, 1) and self._packs_alike()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
@@ -152,8 +154,7 @@ class RewardModel:
 
     def _padded(self, encoded: list[list[int]]) -> Tensor:
         """Outputs (B, L) by the model's own forward pass and pooling."""
-        if self.model.config.is_encoder_decoder and len(encoded) > 1:
-            # Their pooling wants as many end tokens in every row.
+        if len(encoded) > 1 and not self.pads:
             return torch.cat([self._padded([ids]) for ids in encoded])
         pad = _unused(encoded) if self.pad is None else self.pad
         width = max(len(ids) for ids in encoded)
@@ -173,17 +174,41 @@ class RewardModel:
         return outputs
 
     @torch.no_grad()
+    def _pads_alike(self) -> bool:
+        """Whether rows padded on the right score as each alone; otherwise they are run alone.
+
+        Models that pool at the very last place, or count end tokens over a batch, do not.
+        """
+        rows, end = self._trial_rows(), self.model.config.eos_token_id
+        if self.model.config.is_encoder_decoder:  # there they read their score
+            rows = [[*row, end] for row in rows]
+        try:
+            return _alike(self._padded(rows), torch.cat([self._padded([ids]) for ids in rows]))
+        except (ValueError, RuntimeError, IndexError):
+            return False
+
+    @torch.no_grad()
     def _packs_alike(self) -> bool:
         """Whether the model pools as `_packed` does; otherwise its rows are padded."""
+        rows = self._trial_rows()
+        try:
+            return _alike(self._packed(rows), self._padded(rows))
+        except (AttributeError, ValueError, RuntimeError):
+            return False
+
+    def _trial_rows(self) -> list[list[int]]:
+        """Four short rows of different lengths, one with the pad token at its end."""
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         rows = [[(7 * row + place) % vocabulary for place in range(row + 2)] for row in range(4)]
         if self.pad is not None:
             rows[1][-1] = self.pad
-        try:
-            found, expected = self._packed(rows).float(), self._padded(rows).float()
-            return torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
-        except (AttributeError, ValueError, RuntimeError):
-            return False
+        return rows
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    """Equal up to rounding, in half precision too."""
+    found, expected = found.float(), expected.float()
+    return torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
 
 
 def _unused(encoded: list[list[int]]) -> int:
