@@ -41,12 +41,13 @@ class LengthLimit:
 
     def remedy(self, tokens: int) -> str:
         """How a row of so many tokens could be kept, as a sentence."""
+        cut = "cut them (data.long_rows = truncate, which needs room for a part of the answer)"
         if self.positions is None or tokens <= self.positions:
-            return "Raise it, shorten the rows, or set data.long_rows = truncate."
+            return f"Raise it, shorten the rows, or {cut}."
         less = "Lower rollout.max_new_tokens, shorten" if self.reserved else "Shorten"
         return (
-            f"{less} the rows, set data.long_rows = truncate, or take a model with more positions "
-            f"than the {self.limits.positions} of {self.limits.setting}."
+            f"{less} the rows, {cut}, or take a model with more positions than the "
+            f"{self.limits.positions} of {self.limits.setting}."
         )
 
     def advice(self, lengths: Sequence[int]) -> str:

@@ -96,7 +96,14 @@ def assumed_template(
         setting: that names it.
         texts: what it will be given.
     """
-    if tokenizer.chat_template is not None or all(isinstance(text, str) for text in texts):
+    if all(isinstance(text, str) for text in texts):
+        return None
+    if "strftime_now" in str(tokenizer.chat_template):
+        return (
+            f"{setting}: the chat template writes the date. All stages write "
+            f"{WRITTEN_DATE:%d %b %Y}, so that a run has the same tokens on every day."
+        )
+    if tokenizer.chat_template is not None:
         return None
     end = tokenizer.eos_token or tokenizer.sep_token
     return (
