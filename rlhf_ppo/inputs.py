@@ -2,28 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, DataConfig, ModelSource, trained_source
 from rlhf_ppo.data.conversation import canonical
+from rlhf_ppo.data.fitting import Fitted, fit_demonstrations, fit_pairs
 from rlhf_ppo.data.heldout import Group, split_groups
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import (
     Demonstration,
     Preference,
     read_demonstrations,
     read_preferences,
 )
+from rlhf_ppo.data.prompt_fitting import FittedPrompts, fit_prompts
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
-from rlhf_ppo.data.report import DataReport, TooLong
+from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.data.sources import check_columns
-from rlhf_ppo.data.template import Text, check_template, joined, long_rows
+from rlhf_ppo.data.template import Text, joined
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.gold import GoldScorer
 from rlhf_ppo.evaluation.judge import check_judge
-from rlhf_ppo.models.load import load_model_config, load_tokenizer
-from rlhf_ppo.preflight import check_models, check_policy, check_reward
+from rlhf_ppo.models.limits import limits_of
+from rlhf_ppo.models.load import check_stop_tokens, load_model_config, load_tokenizer
+from rlhf_ppo.preflight import (
+    check_models,
+    check_reward,
+    policy_reader,
+    policy_setting,
+    scoring_readers,
+)
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.sft import starting_point
 
@@ -173,7 +184,8 @@ def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
 class Checked:
     """What trying the data on the models has told."""
 
-    sizes: dict[str, int]  # by setting: how many prompts are short enough
+    inputs: Inputs  # without the prompts that a model cannot read
+    sizes: dict[str, int]  # by setting: how many prompts are used
     policy: PretrainedConfig | None  # the model's configuration; None: not made yet
     longest_prompt: int  # tokens
 
@@ -185,13 +197,23 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
         UserError: data and models do not go together; every problem in one message.
     """
     tokenizer, model = _policy_parts(config, stages, inputs)
-    longest = [0]
-    problems = problem_of(lambda: longest.append(_check_prompts(config, tokenizer, model, inputs)))
-    problems += problem_of(lambda: _check_examples(config, tokenizer, inputs))
+    problems: list[str] = []
+    problems += problem_of(lambda: check_stop_tokens(tokenizer, config.rollout.stop_tokens))
     asked = inputs.train_prompts + inputs.heldout_prompts
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
+    raise_all(problems)
+    problems += problem_of(lambda: _check_examples(config, tokenizer, model, inputs))
+    fitted = []
+    if any(inputs.prompts.values()):
+        problems += problem_of(
+            lambda: fitted.append(_fit_prompts(config, tokenizer, model, inputs))
+        )
+    raise_all(problems)
+    longest = 0
+    if fitted:
+        inputs, longest = fitted[0]
     if "evaluation" in stages:
-        problems += problem_of(lambda: check_models(config, inputs.heldout_prompts))
+        problems += problem_of(lambda: check_models(config, tokenizer, inputs.heldout_prompts))
         judge = config.evaluation.judge
         if judge is not None and inputs.heldout_prompts:
             problems += problem_of(lambda: check_judge(judge, inputs.heldout_prompts[0]))
@@ -199,14 +221,13 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
     if gold is not None and inputs.heldout_prompts:
         problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
-    used = {setting: item.used for setting, item in inputs.report.sources.items()}
-    sizes = {setting: used.get(setting, 0) for setting in inputs.prompts}
-    return Checked(sizes, model, max(longest))
+    sizes = {setting: len(prompts) for setting, prompts in inputs.prompts.items()}
+    return Checked(inputs, sizes, model, longest)
 
 
 def _policy_parts(
     config: Config, stages: Sequence[str], inputs: Inputs
-) -> tuple[PreTrainedTokenizerBase, PretrainedConfig | None]:
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """Tokenizer and configuration of the policy: given, about to be made, or made before."""
     if config.policy.path is None and "sft" in stages:
         made, tokenizer = starting_point(config, inputs.demonstrations)
@@ -215,63 +236,83 @@ def _policy_parts(
     return load_tokenizer(path, "policy.path"), load_model_config(path, "policy.path")
 
 
-def _check_prompts(
+def _fit_prompts(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
-    model: PretrainedConfig | None,
+    model: PretrainedConfig,
     inputs: Inputs,
-) -> int:
-    """Tokens of the longest prompt that is short enough; long ones go to the report."""
-    report, rules = inputs.report, config.data
-    limit = f"data.max_prompt_tokens = {rules.max_prompt_tokens}"
-    long, longest = check_policy(config, tokenizer, model, inputs.prompts, inputs.conversations)
-    for setting, rows in long.items():
-        report.add_long(setting, rows, limit, refuse=rules.long_rows == "refuse")
-    if tokenizer.chat_template is None or rules.to_chat == "never":
-        return longest
-    for setting, prompts in inputs.prompts.items():
-        plain = [prompt.where for prompt in prompts if isinstance(prompt.text, str)]
-        reason = "a plain string, continued as it stands (data.to_chat = always makes it a message)"
-        report.add(setting, reason, plain, dropped=False)
-    return longest
-
-
-def _check_examples(config: Config, policy: PreTrainedTokenizerBase, inputs: Inputs) -> None:
-    """What the supervised stages learn from is short enough, as they will measure it."""
+) -> tuple[Inputs, int]:
+    """The inputs with those prompts that all models can read, and the longest one's tokens."""
+    rules, report = config.data, inputs.report
+    policy = policy_reader(config, tokenizer, model)
+    scorers = scoring_readers(config, tokenizer, model)
     problems: list[str] = []
+    fitted: dict[str, FittedPrompts] = {}
+    for setting, items in inputs.prompts.items():
 
-    def check(
-        setting: str,
-        items: Sequence[Demonstration] | Sequence[Preference],
-        tokenizer: PreTrainedTokenizerBase,
-        limit: str,
-        most: int,
-    ) -> None:
-        rows = [item.conversations for item in items]
-        check_template(tokenizer, [joined(*row[0]) for row in rows], setting)
-        found = long_rows(tokenizer, rows, most)
-        long = [TooLong(items[number].where, tokens) for number, tokens in found.items()]
-        if len(long) == len(items) > 0:
-            problems.append(
-                f"{setting}: all {len(items)} rows are longer than {limit} = {most} (the shortest "
-                f"has {min(found.values())} tokens). Raise it."
+        def fit(setting: str = setting, items: Sequence[Prompt] = items) -> None:
+            arguments = (policy, scorers, setting, rules.long_rows, report)
+            fitted[setting] = fit_prompts(items, *arguments)
+
+        problems += problem_of(fit) if items else []
+    raise_all(problems)
+    if tokenizer.chat_template is not None and rules.to_chat != "never":
+        for setting, found in fitted.items():
+            plain = [item.where for item in found.prompts if isinstance(item.text, str)]
+            reason = (
+                "a plain string, continued as it stands (data.to_chat = always makes it a message)"
             )
-            return
-        refuse = config.data.long_rows == "refuse"
-        add = inputs.report.add_long
-        problems.extend(problem_of(lambda: add(setting, long, f"{limit} = {most}", refuse=refuse)))
+            report.add(setting, reason, plain, dropped=False)
+    train, heldout = (
+        fitted[setting].prompts if setting in fitted else []
+        for setting in ("data.prompts", "data.heldout_prompts")
+    )
+    longest = max(found.longest for found in fitted.values())
+    return replace(inputs, train_prompts=train, heldout_prompts=heldout), longest
 
-    if config.sft is not None:
-        most = config.sft.max_tokens
-        check("data.demonstrations", inputs.demonstrations, policy, "sft.max_tokens", most)
+
+def _check_examples(
+    config: Config, policy: PreTrainedTokenizerBase, model: PretrainedConfig, inputs: Inputs
+) -> None:
+    """What is learnt from is short enough and readable, as its stage will encode it."""
+    problems: list[str] = []
+    rule, report = config.data.long_rows, inputs.report
+    own = limits_of(model, policy_setting(config))
+
+    def check(fit: Callable[[], Fitted[Any]]) -> None:
+        problems.extend(problem_of(lambda: fit().report(report, refuse=rule == "refuse")))
+
+    for setting, items, name, section in (
+        ("data.demonstrations", inputs.demonstrations, "sft.max_tokens", config.sft),
+        ("ptx.data", inputs.ptx, "ptx.max_tokens", config.ptx),
+    ):
+        if section is not None and items:
+            limit = LengthLimit(name, section.max_tokens, own.strict())
+            check(partial(fit_demonstrations, items, policy, limit, setting, rule))
     if config.reward_model is not None and inputs.preferences:
-        start = config.reward_model.init_from
-        own = policy if start is None else load_tokenizer(start, "reward_model.init_from")
-        most = config.reward_model.max_tokens
-        check("data.preferences", inputs.preferences, own, "reward_model.max_tokens", most)
+        start, tokenizer, limits = config.reward_model.init_from, policy, own
+        if start is not None:
+            tokenizer = load_tokenizer(start, "reward_model.init_from")
+            found = load_model_config(start, "reward_model.init_from")
+            limits = limits_of(found, "reward_model.init_from")
         source = trained_source(config.reward) or ModelSource()
-        limit = f"reward.sources[{source.name}].max_tokens"
-        check("data.heldout_preferences", inputs.probes, own, limit, source.max_tokens)
+        for setting, pairs, name, most in (
+            (
+                "data.preferences",
+                inputs.preferences,
+                "reward_model.max_tokens",
+                config.reward_model.max_tokens,
+            ),
+            (
+                "data.heldout_preferences",
+                inputs.probes,
+                f"reward.sources[{source.name}].max_tokens",
+                source.max_tokens,
+            ),
+        ):
+            limit = LengthLimit(name, most, limits)
+            if pairs:
+                check(partial(fit_pairs, pairs, tokenizer, limit, setting, rule))
     raise_all(problems)
 
 

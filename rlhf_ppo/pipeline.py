@@ -273,9 +273,8 @@ def _encode_text(
     if config.ptx is None:
         return ()
     limit = config.ptx.max_tokens
-    rows, dropped = encode_rows(
-        inputs.ptx, roles.tokenizer, roles.policy.lm.config, limit, "ptx.data"
-    )
+    model, rule = roles.policy.lm.config, config.data.long_rows
+    rows, dropped = encode_rows(inputs.ptx, roles.tokenizer, model, limit, "ptx.data", rule)
     if dropped and processes.is_main:
         say(f"ptx.data: dropped {dropped} rows that are too long, or have nothing to learn")
     return rows

@@ -54,7 +54,7 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     memory = None
     if plan is not None and checked.policy is not None:
         memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
-    return Prepared(stages, inputs, processes, plan, memory)
+    return Prepared(stages, checked.inputs, processes, plan, memory)
 
 
 def finished_stages(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:

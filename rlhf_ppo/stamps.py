@@ -28,6 +28,7 @@ FOLDERS = {
     "evaluation": "evaluation",
 }
 STAMP_FILE = "stage.json"
+NOT_SET = "not set"
 # Settings that do not change what PPO computes, or that other stages answer for.
 # Limits of the guard may change: a run that was stopped can go on with others.
 NOT_PPO = ("output_dir", "resume", "data", "sft", "guard", "checkpoint", "evaluation", "logging")
@@ -114,6 +115,8 @@ def _reading(rules: DataConfig, fingerprints: dict[str, str | None]) -> Stamp:
     if rules.heldout is not None:  # all rows of these decide which are cut
         split = {name: fingerprints[name] for name in ("prompts", "preferences")}
         reading["heldout"] = {"amount": rules.heldout, **split}
+    if rules.long_rows == "truncate":  # its other values change no row that is used
+        reading["long_rows"] = "truncate"
     return reading
 
 
@@ -156,7 +159,7 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
     then = _flatten({name: value for name, value in found.items() if name not in ignore})
     now = _flatten(json.loads(json.dumps(expected)))
     changed = [
-        f"  - {name}: {shown(then.get(name, 'not set'))} then, {shown(now.get(name, 'not set'))} now"
+        f"  - {name}: {shown(then.get(name, NOT_SET))} then, {shown(now.get(name, NOT_SET))} now"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]

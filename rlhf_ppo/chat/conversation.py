@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 from rlhf_ppo.chat.models import ChatModel, Settings
 from rlhf_ppo.data.template import Message, Text, encode_prompt
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.rollout.noise import derive_seed
 
 Tell = Callable[[str], None]
@@ -76,7 +77,15 @@ class Conversation:
         if self.model.chats:
             first: list[Message] = [{"role": "system", "content": system}] if system else []
             text = [*first, *self.history, {"role": "user", "content": said}]
-        return encode_prompt(self.model.tokenizer, text)
+        ids = encode_prompt(self.model.tokenizer, text, typed=True)
+        unknown = limits_of(self.model.lm.config, self.model.name).unknown(ids)
+        if unknown is not None:
+            token = self.model.tokenizer.convert_ids_to_tokens(unknown)
+            raise UserError(
+                f"{self.model.name} has no embedding for the token {token!r}: its tokenizer is "
+                "larger than the model. Leave that out, or resize the model."
+            )
+        return ids
 
     def _room(self, used: int, wanted: int) -> int:
         positions = self.model.positions

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from rlhf_ppo.command_line import validate
 from rlhf_ppo.config.reading import read_config
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer, stop_token_ids
 from rlhf_ppo.stamps import FOLDERS
 
@@ -55,10 +56,7 @@ class ChatModel:
     @property
     def positions(self) -> int | None:
         """Longest sequence it knows (tokens); None: it does not say."""
-        found: int | None = getattr(
-            self.lm.config.get_text_config(), "max_position_embeddings", None
-        )
-        return found
+        return limits_of(self.lm.config, self.name).strict().positions
 
 
 def find_models(paths: Sequence[str]) -> tuple[list[Named], Settings]:

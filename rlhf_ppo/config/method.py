@@ -134,4 +134,4 @@ class PtxConfig(Settings):
     batch_size: Count = 32
     """Rows in each optimizer step, over all processes."""
     max_tokens: Count = 1024
-    """Longer rows are dropped, counted and reported; never cut (tokens)."""
+    """Longer rows are dropped, refused or cut, see `data.long_rows` (tokens)."""

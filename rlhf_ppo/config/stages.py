@@ -35,7 +35,7 @@ class SupervisedConfig(Settings):
     weight_decay: PositiveOrZero = 0.0
     """Decoupled weight decay of AdamW."""
     max_tokens: Count = 1024
-    """Longer examples are dropped, counted and reported; never cut (tokens)."""
+    """Longer examples are dropped, refused or cut, see `data.long_rows` (tokens)."""
 
 
 class RewardModelConfig(SupervisedConfig):

@@ -1,6 +1,6 @@
 """Demonstrations and preference pairs, in TRL's formats and HH-RLHF's."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from rlhf_ppo.data.conversation import (
     split_pair,
     to_form,
 )
+from rlhf_ppo.data.encoding import encode_answer
 from rlhf_ppo.data.loading import Row
 from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.data.sources import load, missing_column
-from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt
+from rlhf_ppo.data.template import Text
 from rlhf_ppo.errors import shown
 
 
@@ -148,18 +149,8 @@ def encode_demonstration(
     tokenizer: PreTrainedTokenizerBase, item: Demonstration
 ) -> tuple[list[int], int]:
     """Token ids of prompt and completion, stop token included, and where the completion begins."""
-    whole = encode_conversation(tokenizer, item.prompt, item.completion)
-    return whole, _shared_prefix(encode_prompt(tokenizer, item.prompt), whole)
-
-
-def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
+    found = encode_answer(tokenizer, item.prompt, item.completion)
+    return found.ids, found.start
 
 
 def _chosen_side(values: dict[str, Any], rules: DataConfig) -> tuple[Text, Text]:

@@ -24,6 +24,7 @@ from rlhf_ppo.data.report import DataReport, TooLong, raise_problems
 from rlhf_ppo.data.sources import load, missing_column
 from rlhf_ppo.data.template import Text, as_text, check_template, encode_prompt
 from rlhf_ppo.errors import UserError, shown
+from rlhf_ppo.models.limits import limits_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def check_room(
     Raises:
         UserError: a response to the longest prompt would run past the last position.
     """
-    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    positions = limits_of(model, setting).trained
     longest = max(prompts, key=lambda item: len(item.ids))
     if positions is not None and len(longest.ids) + max_new_tokens > positions:
         raise UserError(

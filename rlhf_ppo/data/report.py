@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.errors import UserError
 
 REPORT_FILE = "data_report.json"
@@ -21,13 +22,15 @@ class Finding:
     dropped: bool
     places: tuple[str, ...]
     example: str = ""  # what the first of them holds, shortened
+    advice: str = ""  # what would keep the rows
 
     def lines(self, rows: int) -> list[str]:
         """As on the terminal; `rows` are all that the source has."""
         shown = ", ".join(_file_once(self.places[:SHOWN_PLACES]))
         rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
         example = [f"  such as {self.example}"] if self.example else []
-        return [f"{self.count(rows)}: {self.reason} ({shown}{rest})", *example]
+        advice = f"; {self.advice}" if self.advice else ""
+        return [f"{self.count(rows)}: {self.reason}{advice} ({shown}{rest})", *example]
 
     def count(self, rows: int) -> str:
         """How many rows, what becomes of them, and their share of all: "3 dropped (1.2 %)"."""
@@ -103,18 +106,38 @@ class DataReport:
         for setting in settings:
             self.sources.pop(setting, None)
 
-    def add_long(self, setting: str, long: Sequence[TooLong], limit: str, *, refuse: bool) -> None:
-        """Rows that are longer than `limit`, such as "sft.max_tokens = 1024", are dropped.
+    def add_long(
+        self,
+        setting: str,
+        long: Sequence[TooLong],
+        limit: LengthLimit,
+        lengths: Sequence[int],
+        *,
+        refuse: bool,
+    ) -> None:
+        """Rows that are longer than a limit are dropped; what would keep them is said.
+
+        Args:
+            setting: that names the data.
+            long: these rows.
+            limit: of the tokens of a row.
+            lengths: of all rows (tokens).
+            refuse: stop the run instead.
 
         Raises:
             UserError: there are some and `refuse` is set; names each with its length.
         """
+        if not long:
+            return
         if refuse:
+            longest = max(row.tokens for row in long)
             raise_problems(
                 [f"{row.where}: {row.tokens} tokens, more than {limit}" for row in long],
-                f"Raise that, shorten them, or drop them by data.long_rows = drop. ({setting})",
+                f"{limit.remedy(longest)} data.long_rows = drop leaves them out. ({setting})",
             )
-        self.add(setting, f"longer than {limit}", [row.where for row in long], dropped=True)
+        places = tuple(row.where for row in long)
+        found = Finding(f"longer than {limit}", True, places, advice=limit.advice(lengths))
+        self.sources[setting].findings.append(found)
 
     def lines(self) -> list[str]:
         """For the terminal: every source, and what was found in it.
@@ -157,6 +180,7 @@ class DataReport:
                         **({"example": finding.example} if finding.example else {}),
                         "places": list(finding.places),
                     }
+                    | ({"advice": finding.advice} if finding.advice else {})
                     for finding in item.findings
                 ],
             }

@@ -56,8 +56,8 @@ class GoldScorer:
         for response, parts in zip(responses, results, strict=True):
             if "score" not in parts or not all(math.isfinite(v) for v in parts.values()):
                 raise UserError(
-                    f"evaluation.gold: {self.target} returned {shown(parts)} for {shown(response)}; each "
-                    "result needs a finite `score`."
+                    f"evaluation.gold: {self.target} returned {shown(parts)} for "
+                    f"{shown(response)}; each result needs a finite `score`."
                 )
         return results
 

@@ -39,7 +39,7 @@ Draw = Callable[[Sequence[EncodedPrompt], Tensor, SamplingSettings], Responses]
 class Side:
     """One model's responses, one entry a response."""
 
-    texts: list[str]
+    texts: Sequence[str]
     scores: Tensor  # (N,) reward units, NaN: missing
     parts: dict[str, Tensor]  # (N,) of each reward source, before its normalization and weight
     gold: list[Parts]  # empty without a gold scorer
@@ -146,8 +146,9 @@ class Evaluator:
         noise = sampling_noise(self.config.seed, purpose, 0, rows, limit)
         part = candidate.draw(asked[share], noise, candidate.sampling)
         responses = processes.gather(part)
-        texts = response_texts(candidate.tokenizer, responses.tokens)
         prompts = [item.prompt for item in asked]
+        shown = [prompt.text for prompt in prompts]
+        texts = response_texts(candidate.tokenizer, responses.tokens, shown)
         weighed = self._weighed(prompts[share], texts[share], moments)
         kl: list[float] = []
         if candidate.log_ratios is not None:

@@ -3,20 +3,21 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
 from rlhf_ppo.console import say
+from rlhf_ppo.data.fitting import Fitted, Pair, fit_pairs
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Preference
-from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import POLICY, fresh_adapter
 from rlhf_ppo.models.save import name_base
@@ -52,7 +53,10 @@ def train_reward_model(
     source = trained_source(config.reward) or ModelSource()
     model = _starting_point(config, settings, start, source.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
-    pairs = _encode(preferences, tokenizer, settings.max_tokens)
+    limits, long_rows = limits_of(model.config, start), config.data.long_rows
+    limit = LengthLimit("reward_model.max_tokens", settings.max_tokens, limits)
+    fitted = fit_pairs(preferences, tokenizer, limit, "data.preferences", long_rows)
+    pairs = _examples(fitted)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
         pairs = file_order(pairs, settings.batch_size, config.seed)
@@ -82,13 +86,10 @@ def train_reward_model(
         history = "\n".join(json.dumps(entry) for entry in progress.history)
         (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
         if probes:
-            sides = [pair.conversations for pair in probes]
-            long = long_rows(tokenizer, sides, source.max_tokens)
-            short = [pair for place, pair in enumerate(probes) if place not in long]
-            accuracy = probe(RewardModel(whole.eval(), tokenizer, source, "reward_model"), short)
-            (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
-            shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
-            say(f"reward model: right order on held-out pairs: {shown}")
+            most = LengthLimit("reward_model.max_tokens", source.max_tokens, limits)
+            held = fit_pairs(probes, tokenizer, most, "data.heldout_preferences", long_rows)
+            judge = RewardModel(whole.eval(), tokenizer, source, "reward_model")
+            _write_probes(target, judge, held, {pair.where: pair.kind for pair in probes})
 
     save_stage(folder, processes, stamp, write)
 
@@ -138,23 +139,29 @@ def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[
     return arranged
 
 
-def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[str, float]]:
+def probe(
+    model: RewardModel, pairs: Sequence[Pair], kinds: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """How often the chosen completion scores above the rejected one, by kind of error.
+
+    Args:
+        model: trained.
+        pairs: held-out ones, encoded.
+        kinds: of error, one a pair.
 
     Returns:
         For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
-        A pair that gets no score is left out, and said.
+        A pair that gets no score is left out, and reported.
     """
-    prompts = [pair.prompt for pair in probes]
-    chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
-    rejected = model.score_texts(prompts, [pair.rejected for pair in probes])
+    chosen = model.score_ids([pair[0].ids for pair in pairs])
+    rejected = model.score_ids([pair[1].ids for pair in pairs])
     margins: dict[str, list[float]] = defaultdict(list)
-    for pair, better, worse in zip(probes, chosen, rejected, strict=True):
+    for kind, better, worse in zip(kinds, chosen, rejected, strict=True):
         if isinstance(better, Missing) or isinstance(worse, Missing):
             missing = better if isinstance(better, Missing) else worse
             say(f"reward model: left out a held-out pair, {missing}")
             continue
-        margins[pair.kind].append(better - worse)
+        margins[kind].append(better - worse)
     result = {}
     for kind, values in sorted(margins.items()):
         differences = torch.tensor(values)
@@ -167,16 +174,23 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
     return result
 
 
-def _encode(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> list[dict[str, Any]]:
-    """Token ids of each pair whose longer side is short enough."""
-    check_template(tokenizer, [pair.prompt for pair in preferences], "data.preferences")
-    pairs = []
-    for pair in preferences:
-        chosen = encode_conversation(tokenizer, pair.prompt, pair.chosen)
-        rejected = encode_conversation(tokenizer, pair.prompt, pair.rejected)
-        length = max(len(chosen), len(rejected))
-        if length <= max_tokens:  # `inputs.py` has told of the others
-            pairs.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
-    return pairs
+def _write_probes(
+    target: Path, judge: RewardModel, held: Fitted[Pair], kinds: Mapping[str, str]
+) -> None:
+    """Measure a trained reward model on held-out pairs; `kinds` is the kind of each place."""
+    accuracy = probe(judge, held.rows, [kinds[place] for place in held.places])
+    (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+    shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
+    say(f"reward model: right order on held-out pairs: {shown}")
+
+
+def _examples(fitted: Fitted[Pair]) -> list[dict[str, Any]]:
+    """Token ids of each pair, and the length of its longer side."""
+    return [
+        {
+            "chosen_ids": chosen.ids,
+            "rejected_ids": rejected.ids,
+            "length": max(len(chosen.ids), len(rejected.ids)),
+        }
+        for chosen, rejected in fitted.rows
+    ]

@@ -10,9 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
-from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
-from rlhf_ppo.data.template import as_text, check_template
+from rlhf_ppo.data.fitting import fit_demonstrations
+from rlhf_ppo.data.lengths import LengthLimit
+from rlhf_ppo.data.preferences import Demonstration
+from rlhf_ppo.data.template import as_text
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
 from rlhf_ppo.models.lora import fresh_adapter
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
@@ -39,7 +42,9 @@ def train_supervised(
         UserError: nothing to start from.
     """
     model, tokenizer = starting_point(config, demonstrations)
-    examples = _encode(demonstrations, tokenizer, settings.max_tokens)
+    limits = limits_of(model.config, "policy.path").strict()
+    limit = LengthLimit("sft.max_tokens", settings.max_tokens, limits)
+    examples = _encode(demonstrations, tokenizer, config, limit)
     arguments = training_arguments(config, settings, folder, processes.world)
     if config.lora is not None:
         seed = derive_seed(config.seed, "sft", "adapter")
@@ -108,17 +113,22 @@ def starting_point(
 
 
 def _encode(
-    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    demonstrations: Sequence[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    limit: LengthLimit,
 ) -> list[dict[str, list[int]]]:
     """Token ids and completion mask of each demonstration that is short enough."""
-    check_template(tokenizer, [item.prompt for item in demonstrations], "data.demonstrations")
-    examples = []
-    for item in demonstrations:
-        whole, start = encode_demonstration(tokenizer, item)
-        if len(whole) <= max_tokens:  # `inputs.py` has told of the others
-            mask = [0] * start + [1] * (len(whole) - start)
-            examples.append({"input_ids": whole, "completion_mask": mask})
-    return examples
+    setting = "data.demonstrations"
+    rule = config.data.long_rows
+    fitted = fit_demonstrations(demonstrations, tokenizer, limit, setting, rule)
+    return [  # `inputs.py` has reported the others
+        {
+            "input_ids": row.ids,
+            "completion_mask": [0] * row.start + [1] * (len(row.ids) - row.start),
+        }
+        for row in fitted.rows
+    ]
 
 
 def _write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:

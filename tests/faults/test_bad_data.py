@@ -140,7 +140,11 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
             add("demonstrations", messages=[USER, answer("so. " * 700)]),
             long_rows="refuse",
         ),
-        ["demonstrations.jsonl:33", "more than sft.max_tokens = 1024", "data.long_rows = drop"],
+        [
+            "demonstrations.jsonl:33",
+            "more than the 96 positions of policy.scratch",
+            "long_rows = drop",
+        ],
     ),
     "pairs that are all too long": (
         lambda c: c.settings.update(reward_model={"max_tokens": 5}),

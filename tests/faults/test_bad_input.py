@@ -201,7 +201,10 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         ["policy.path", "empty", "config.json"],
     ),
     "no room for a response": (
-        lambda c: c.append("prompts", json.dumps({"prompt": "a" * 60})),
+        lambda c: (
+            c.append("prompts", json.dumps({"prompt": "a" * 60})),
+            c.section("data").update(long_rows="refuse"),
+        ),
         ["data.prompts", "prompts.jsonl:9", "60 tokens", "64 positions", "max_new_tokens = 10"],
     ),
     "more new tokens than positions": (

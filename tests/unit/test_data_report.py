@@ -11,11 +11,13 @@ from helpers import make_config, write_chat_data, write_jsonl
 from transformers import BertConfig
 
 from rlhf_ppo.config import DataConfig
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
 from rlhf_ppo.data.report import DataReport, TooLong
 from rlhf_ppo.data.sources import check_columns
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.inputs import check_inputs, read_inputs
+from rlhf_ppo.models.limits import Limits
 from rlhf_ppo.models.scratch import train_tokenizer
 from rlhf_ppo.stamps import make_stamps
 
@@ -184,9 +186,10 @@ def test_a_column_that_no_source_has_is_a_slip(tmp_path: Path) -> None:
 
 
 def test_long_rows_are_refused_with_place_and_length() -> None:
-    report = DataReport()
+    report, limits = DataReport(), Limits("policy.path", None, None, None)
+    limit = LengthLimit("sft.max_tokens", 9, limits)
     with pytest.raises(UserError) as caught:
-        report.add_long("data.prompts", [TooLong("x:3", 40)], "sft.max_tokens = 9", refuse=True)
+        report.add_long("data.prompts", [TooLong("x:3", 40)], limit, [40, 5], refuse=True)
     assert "x:3: 40 tokens, more than sft.max_tokens = 9" in str(caught.value)
 
 
@@ -233,10 +236,12 @@ def test_the_report_holds_every_source_and_every_place(tmp_path: Path) -> None:
     }
     assert found["data.demonstrations"]["findings"] == [
         {
-            "reason": "longer than sft.max_tokens = 1024",
+            "reason": "longer than the 256 positions of policy.scratch",
             "rows": 1,
             "dropped": True,
             "places": [f"{tmp_path / 'demonstrations.jsonl'}:33"],
+            "advice": "median 16, 100 % of the rows fit in 1607, more than the model has "
+            "positions for",
         }
     ]
     (told,) = found["data.heldout_preferences"]["findings"]

@@ -24,7 +24,6 @@ FLOOR = {
     "data": 1,
     "models": 1,
     "stamps": 1,
-    "hub": 1,
     "seeds": 0,
     "command_line": 1,
     "rewards": 2,
