@@ -277,14 +277,18 @@ def test_compressed_files_hold_the_same_rows_with_their_lines(tmp_path: Path, su
     ("name", "content", "part"),
     [
         ("a.jsonl.gz", b'{"prompt": "x"}', "cannot be read as .gz"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99)[:-12], "cannot be read as .gz"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-12],
+            "cannot be read as .gz",
+        ),
         ("a.jsonl.xz", b"x", "cannot be read as .xz"),
         ("a.jsonl.zst", b"x", "cannot be read as .zst"),
-        ("a.jsonl", gzip.compress(b"x"), "Name it a.jsonl.gz"),
+        ("a.jsonl", gzip.compress(b"x", mtime=0), "Name it a.jsonl.gz"),
         ("a.csv", bz2.compress(b"x"), "Name it a.csv.bz2"),
         ("a.parquet.gz", b"x", "unknown kind of file '.parquet.gz'"),
         ("a.gz", b"x", "unknown kind of file '.gz'"),
-        ("a.jsonl.gz", gzip.compress(b"\xff"), ":1: not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b"\xff", mtime=0), ":1: not UTF-8"),
     ],
 )
 def test_damaged_or_misnamed_archives_say_so(

@@ -32,6 +32,8 @@ def ensemble(**settings: Any) -> Settings:
 CASES: list[tuple[Settings, Settings]] = [
     ({"kl": {"controller": "target", "beta": 0}}, {"kl.beta": 0.1}),
     ({"kl": {"controller": "adaptive", "horizon": 12}}, {"kl.horizon": 6400}),
+    ({"policy": {"path": "a", "dtype": "float16"}}, {"policy.dtype": "float32"}),
+    ({"policy": {"path": None, "allow_unmatched": ["x.*"]}}, {"policy.allow_unmatched": []}),
     ({"data": {"system_prompt": " "}}, {"data.system_prompt": None}),
     ({"data": {"columns": {"prompt": "prompt"}}}, {"data.columns": {}}),
     ({"data": {"columns": {"prompt": " "}}}, {"data.columns": {"prompt": "x"}}),
