@@ -412,6 +412,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
         "ppo": {"steps": 1, "epochs": 1},
         "evaluation": {"every": 0, "bootstrap_samples": 100, "best_of": 0},
         "logging": {"trackers": []},
+        "hardware": {"cpu_threads": 1},
     }
 
 

@@ -13,19 +13,20 @@ import torch
 from cli import run_here, tiny_sections, write_config
 from helpers import given_reward, read_jsonl, write_chat_data, write_plain_data
 
+ONE_THREAD = {"hardware": {"cpu_threads": 1}}
 LORA = {"rank": 2, "save": "adapter"}
-ALL = ("sft", "reward_model", "ppo")
-# Sections, and the stages that are run: each draws at random what the ones before it did not.
-KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "full fine-tuning with a value model": ({"value": {"model": "policy"}}, ALL),
-    "adapters in all stages, one for the values": (
-        {"lora": LORA, "value": {"model": "adapter"}, "reward_model": {"save": "adapter"}},
-        ALL,
-    ),
-    "merged adapters, values from the reward model": (
-        {"lora": LORA | {"save": "merged"}, "value": {"model": "reward"}},
-        ALL,
-    ),
+STAGES = ("sft", "reward_model", "ppo")
+KINDS: dict[str, dict[str, Any]] = {
+    "full fine-tuning with a value model": {"value": {"model": "policy"}},
+    "adapters in all stages, one for the values": {
+        "lora": LORA,
+        "value": {"model": "adapter"},
+        "reward_model": {"save": "adapter"},
+    },
+    "merged adapters, values from the reward model": {
+        "lora": LORA | {"save": "merged"},
+        "value": {"model": "reward"},
+    },
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "full": {},
@@ -64,16 +65,25 @@ def run(
     return left(config.parent / out)
 
 
-@pytest.mark.parametrize(("sections", "stages"), KINDS.values(), ids=KINDS)
+def parameters(kinds: dict[str, Any], quick: str) -> list[Any]:
+    """All kinds, of which one is among the quick tests."""
+    return [
+        pytest.param(kind, id=name, marks=[] if name == quick else [pytest.mark.slow])
+        for name, kind in kinds.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "sections", parameters(KINDS, "adapters in all stages, one for the values")
+)
 def test_the_same_seed_gives_the_same_run_whatever_was_drawn_before(
     sections: dict[str, Any],
-    stages: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fresh adapters came from whatever state PyTorch's generator was in."""
     settings = tiny_sections() | {"data": write_chat_data(tmp_path), "output_dir": "unused"}
-    settings |= {"logging": {"trackers": []}, "evaluation": {"every": 0}}
+    settings |= {"logging": {"trackers": []}, "evaluation": {"every": 0}} | ONE_THREAD
     settings["checkpoint"], settings["ppo"]["steps"] = {"every": 0}, 1
     for name, section in sections.items():
         settings[name] = settings.get(name, {}) | section
@@ -81,12 +91,12 @@ def test_the_same_seed_gives_the_same_run_whatever_was_drawn_before(
     found = []
     for number in (1, 2):
         disturb(number)
-        found.append(run(stages, config, f"run_{number}", monkeypatch))
+        found.append(run(STAGES, config, f"run_{number}", monkeypatch))
     assert len(found[0]) >= 3
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("sections", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("sections", parameters(GIVEN, "lora with a value adapter"))
 def test_a_run_on_given_models_is_the_same_twice_and_resumed(
     sections: dict[str, Any],
     gpt2_models: dict[str, str],
@@ -103,6 +113,7 @@ def test_a_run_on_given_models_is_the_same_twice_and_resumed(
         "evaluation": {"every": 0},
         "checkpoint": {"every": 1},
         "output_dir": "unused",
+        **ONE_THREAD,
     }
     for name, section in sections.items():
         settings[name] = settings.get(name, {}) | section  # type: ignore[operator]
