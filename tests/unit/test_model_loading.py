@@ -15,12 +15,16 @@ import pytest
 import torch
 from helpers import byte_tokenizer, make_config, tiny_model
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
     LlamaForSequenceClassification,
+    PretrainedConfig,
 )
 
 from rlhf_ppo.config import LoraConfig
@@ -180,6 +184,56 @@ def test_a_reward_model_can_start_from_a_classifier_of_several_labels(folder: Pa
         )
     assert heads[0].shape == (1, 32)
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+MASK, MASKED = torch.ones(1, 1, 64, 64, dtype=torch.bool), torch.tensor(-1e4)
+OLD_BUFFERS: dict[str, tuple[PretrainedConfig, str]] = {
+    # As in the files of EleutherAI/gpt-neo-125m, EleutherAI/gpt-j-6b and EleutherAI/pythia-70m.
+    "gpt_neo": (
+        GPTNeoConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=64,
+        ),
+        "transformer.h.0.attn.attention",
+    ),
+    "gptj": (
+        GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64, rotary_dim=8),
+        "transformer.h.1.attn",
+    ),
+    "gpt_neox": (
+        GPTNeoXConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+        ),
+        "gpt_neox.layers.0.attention",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "place"), OLD_BUFFERS.values(), ids=OLD_BUFFERS)
+def test_masks_that_old_versions_saved_are_no_weights(
+    config: PretrainedConfig, place: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    old = {f"{place}.bias": MASK, f"{place}.masked_bias": MASKED}
+    save_file(weights | old, file, metadata={"format": "pt"})
+    check_causal_lm(str(tmp_path), "here")
+    found = load_causal_lm(str(tmp_path), "float32", "here")
+    assert torch.equal(logprobs(found), logprobs(model))
+    save_file(weights | {f"{place}.extra": MASKED}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"no place for .{place}.extra"):
+        check_causal_lm(str(tmp_path), "here")
 
 
 def test_names_inside_the_trunk_are_never_taken_for_a_heads() -> None:
