@@ -42,7 +42,7 @@ from rlhf_ppo.models.lora import (
     merge_adapter,
     read_adapter,
 )
-from rlhf_ppo.models.matching import Differences, check_match
+from rlhf_ppo.models.matching import COMPUTED, Differences, check_match
 from rlhf_ppo.seeds import derive_seed, drawing
 
 WEIGHT_FILES = ("config.json", "generation_config.json", *WEIGHTS)
@@ -188,8 +188,8 @@ def _from_file(
     mismatched = [(name, tuple(a), tuple(b)) for name, a, b in info["mismatched_keys"]]
     if info.get("error_msgs"):
         raise UserError(f"{setting}: cannot load {what} from {base!r}: {info['error_msgs'][0]}")
-    found = Differences(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), mismatched)
-    return model, found
+    unexpected = [name for name in info["unexpected_keys"] if not COMPUTED.search(name)]
+    return model, Differences(sorted(info["missing_keys"]), sorted(unexpected), mismatched)
 
 
 def four_bits(dtype: str) -> BitsAndBytesConfig:

@@ -4,6 +4,7 @@ Transformers and PEFT draw missing weights at random and go on, with a notice at
 is partly random scores, samples and trains as any other, so here each difference ends the load.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ WRAPPERS = {
         "model.merge_and_unload().save_pretrained(folder)"
     ),
 }
+# What older versions of Transformers saved beside the weights and newer ones compute: masks of
+# attention and positions. The library passes over most of them itself, not over all.
+COMPUTED = re.compile(
+    r"(^|\.)((attn|attention)\.(bias|masked_bias|causal_mask)|rotary_emb\.inv_freq|position_ids)$"
+)
 SHOWN = 4  # names of each kind in a message
 
 
