@@ -290,6 +290,7 @@ def test_compressed_files_hold_the_same_rows_with_their_lines(tmp_path: Path, su
         ("a.gz", b"x", "unknown kind of file '.gz'"),
         ("a.jsonl.gz", gzip.compress(b"\xff", mtime=0), ":1: not UTF-8"),
     ],
+    ids=range(9),
 )
 def test_damaged_or_misnamed_archives_say_so(
     tmp_path: Path, name: str, content: bytes, part: str
