@@ -3,9 +3,8 @@
 import argparse
 import difflib
 import re
-import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -15,7 +14,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.config.rewards import KINDS
-from rlhf_ppo.errors import GuardError, UserError
+from rlhf_ppo.console import begin
+from rlhf_ppo.errors import UserError
 
 Json = dict[str, Any]
 MISSING = object()
@@ -50,6 +50,7 @@ def load_config(
     if known.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    begin(f"settings of {known.config}; loading libraries")
     return config
 
 
@@ -152,28 +153,6 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
-
-
-def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main(arguments)`; exceptions for the user become one message on stderr and a code.
-
-    2: bad input; 3: `guard` stopped the run, its policy is saved; 130: interrupted.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except GuardError as stop:
-        print(f"\nstopped: {stop}", file=sys.stderr, flush=True)
-        raise SystemExit(3) from None
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted. Go on from the last checkpoint with --resume true.",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise SystemExit(130) from None
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
-from rlhf_ppo.console import say
+from rlhf_ppo.console import activity, say, tick
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
@@ -24,8 +24,8 @@ from rlhf_ppo.rewards.judgement import Missing
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
 
 PROBES_FILE = "probes.json"
@@ -51,7 +51,8 @@ def train_reward_model(
     source = trained_source(config.reward) or ModelSource()
     model = load_classifier(start, source.dtype, "reward_model.init_from", new_head=True)
     model.config.pad_token_id = tokenizer.pad_token_id
-    pairs = _encode(preferences, tokenizer, settings.max_tokens)
+    with activity("reward model: tokenizing", len(preferences)):
+        pairs = _encode(preferences, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
         pairs = file_order(pairs, settings.batch_size, config.seed)
@@ -67,8 +68,7 @@ def train_reward_model(
         processing_class=tokenizer,
         peft_config=None if config.lora is None else peft_config(config.lora, "SEQ_CLS"),
     )
-    progress = use_our_progress(trainer, "reward model", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "reward model", "reward_model", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -78,8 +78,8 @@ def train_reward_model(
         if settings.save == "merged":
             whole.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        history = "\n".join(json.dumps(entry) for entry in progress.history)
-        (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
+        lines = "\n".join(json.dumps(entry) for entry in history)
+        (target / "metrics.jsonl").write_text(lines + "\n", encoding="utf-8")
         if probes:
             sides = [pair.conversations for pair in probes]
             long = long_rows(tokenizer, sides, source.max_tokens)
@@ -118,8 +118,9 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
         A pair that gets no score is left out, and said.
     """
     prompts = [pair.prompt for pair in probes]
-    chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
-    rejected = model.score_texts(prompts, [pair.rejected for pair in probes])
+    with activity("reward model: scoring held-out pairs", 2 * len(probes)):
+        chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
+        rejected = model.score_texts(prompts, [pair.rejected for pair in probes])
     margins: dict[str, list[float]] = defaultdict(list)
     for pair, better, worse in zip(probes, chosen, rejected, strict=True):
         if isinstance(better, Missing) or isinstance(worse, Missing):
@@ -151,4 +152,5 @@ def _encode(
         length = max(len(chosen), len(rejected))
         if length <= max_tokens:  # `inputs.py` has told of the others
             pairs.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
+        tick()
     return pairs

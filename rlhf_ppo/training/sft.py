@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
+from rlhf_ppo.console import activity, tick
 from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
 from rlhf_ppo.data.template import as_text, check_template
 from rlhf_ppo.errors import UserError
@@ -19,8 +20,8 @@ from rlhf_ppo.models.scratch import build_model, train_tokenizer
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
 
 
@@ -37,8 +38,10 @@ def train_supervised(
     Raises:
         UserError: nothing to start from.
     """
-    model, tokenizer = starting_point(config, demonstrations)
-    examples = _encode(demonstrations, tokenizer, settings.max_tokens)
+    with activity("supervised: loading the model"):
+        model, tokenizer = starting_point(config, demonstrations)
+    with activity("supervised: tokenizing", len(demonstrations)):
+        examples = _encode(demonstrations, tokenizer, settings.max_tokens)
     arguments = training_arguments(config, settings, folder, processes.world)
     trainer = SFTTrainer(
         model=model,
@@ -47,8 +50,7 @@ def train_supervised(
         processing_class=tokenizer,
         peft_config=None if config.lora is None else peft_config(config.lora, "CAUSAL_LM"),
     )
-    progress = use_our_progress(trainer, "supervised", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "supervised", "sft", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -56,7 +58,7 @@ def train_supervised(
             trained = trained.merge_and_unload()
         trained.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        _write_history(target, progress.history)
+        _write_history(target, history)
 
     save_stage(folder, processes, stamp, write)
 
@@ -107,6 +109,7 @@ def _encode(
         if len(whole) <= max_tokens:  # `inputs.py` has told of the others
             mask = [0] * start + [1] * (len(whole) - start)
             examples.append({"input_ids": whole, "completion_mask": mask})
+        tick()
     return examples
 
 
