@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, Timer
 from types import TracebackType
 
 from rich.cells import cell_len
@@ -25,6 +25,8 @@ from rlhf_ppo.streams import TolerantStream, visible
 
 NARROW = 20  # columns; a terminal with fewer breaks lines itself
 LINE_SECONDS = 10  # between two lines of a bar at first; later a twentieth of the time spent
+SHORT_SECONDS = 1  # what takes less is not worth a line
+WARM_STEPS = 5  # after which the time of the stages that follow is estimated
 SAMPLE_LETTERS = 300  # of a prompt's end
 
 
@@ -52,15 +54,13 @@ def first_process() -> bool:
 
 def say(message: str) -> None:
     """Print lines; no markup, so that brackets in a message stay; a terminal gets whole words."""
-    lines = visible(message).split("\n")
-    if console.is_terminal:
-        lines = [row for line in lines for row in _wrapped(line, console.width)]
-    console.print(Text("\n".join(lines)))
+    console.print(Text(_fitted(message, console.is_terminal)))
 
 
 def complain(message: str) -> None:
     """Print on standard error."""
-    print(visible(message), file=sys.stderr, flush=True)
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    print(_fitted(message, terminal), file=sys.stderr, flush=True)
 
 
 def begin(doing: str) -> None:
@@ -78,6 +78,14 @@ def report_lost_output() -> None:
 
 
 _lost_told: list[str] = []
+
+
+def _fitted(message: str, terminal: bool) -> str:
+    """Lines that a terminal need not break within words."""
+    lines = visible(message).split("\n")
+    if terminal:
+        lines = [row for line in lines for row in _wrapped(line, console.width)]
+    return "\n".join(lines)
 
 
 def _wrapped(line: str, width: int) -> list[str]:
@@ -129,9 +137,7 @@ def show_finding(finding: Finding) -> None:
     """Say what looks wrong, when it is first seen; the remedies come at the end of the run."""
     style = "red" if finding.severity == "problem" else "yellow"
     message = f"  {finding.severity} {finding.name} at step {finding.step}: {finding.message}"
-    if console.is_terminal:
-        message = "\n".join(_wrapped(visible(message), console.width))
-    line = Text(message)
+    line = Text(_fitted(message, console.is_terminal))
     line.stylize(style, 2, 2 + len(finding.severity))
     console.print(line)
 
@@ -274,7 +280,8 @@ class Stepper:
         each = (time.monotonic() - self.started) / made
         left = each * (self.total - self.done)
         ahead = _ahead.share * each * self.total + _ahead.seconds
-        if not ahead or self.counts_ticks:
+        # First steps are slow: they would promise too much for "at least".
+        if ahead < 1 or made < WARM_STEPS or self.counts_ticks:
             return f"{duration(left)} left"
         return f"{duration(left)} left (whole run: at least {duration(left + ahead)})"
 
@@ -293,7 +300,7 @@ class _Activity(Stepper):
 
 @contextmanager
 def activity(doing: str, total: int | None = None) -> Iterator[None]:
-    """Show what goes on: a line at its start, a bar in a terminal, its seconds if they are many.
+    """Show what goes on, if it takes a while: a line, a bar in a terminal, at its end its seconds.
 
     Inside another activity or a bar, and in all processes but the first, it is silent.
 
@@ -302,11 +309,16 @@ def activity(doing: str, total: int | None = None) -> Iterator[None]:
         total: how many `tick` will count; None: not known.
     """
     shown = first_process() and not _open
-    if shown and not (console.is_terminal and console.is_interactive):
-        say(f"{doing} ...")
     started = time.monotonic()
-    with _Activity(doing, total, shown=shown):
-        yield
+    line = Timer(SHORT_SECONDS, say, [f"{doing} ..."])
+    line.daemon = True
+    if shown and not (console.is_terminal and console.is_interactive):
+        line.start()
+    try:
+        with _Activity(doing, total, shown=shown):
+            yield
+    finally:
+        line.cancel()
     seconds = time.monotonic() - started
     if shown and (seconds >= LINE_SECONDS or (console.is_terminal and seconds >= 1)):
         say(f"{doing}: {duration(seconds)}")
