@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock, Timer
 from types import TracebackType
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -32,6 +33,12 @@ SAMPLE_LETTERS = 300  # of a prompt's end
 
 class _SafeConsole(Console):
     """A console that spells out control characters wherever they stand: in a text, in a table."""
+
+    def __init__(self, **words: Any) -> None:
+        """As Rich's, but COLUMNS=0, which would hide everything, is not taken at its word."""
+        super().__init__(**words)
+        if self.width < 1:
+            self.width = 80
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -138,7 +138,7 @@ class Chat:
         table = Table(expand=True, show_edge=False)
         for conversation in self.conversations:
             table.add_column(Text(conversation.model.name), ratio=1, overflow="fold")
-        table.add_row(*(Text(answer) for answer in answers))
+        table.add_row(*(Text(visible(answer)) for answer in answers))
         return table
 
 

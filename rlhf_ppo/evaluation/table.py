@@ -12,6 +12,7 @@ from rlhf_ppo.console import console, dialogue, say
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.evaluation.sides import Side
 from rlhf_ppo.evaluation.statistics import Estimate
+from rlhf_ppo.streams import visible
 
 Summary = dict[str, Any]
 EQUAL = "  at equal length"
@@ -134,7 +135,7 @@ def _show_answer(label: str, style: str, side: Side, index: int) -> None:
     if side.gold:
         numbers += f", gold {side.gold[index]['score']:.2f}"
     answer = Text(f"  {label:<7} ")
-    answer.append(side.texts[index], style=style)
+    answer.append(visible(side.texts[index]), style=style)
     answer.append(f"   ({numbers})")
     console.print(answer)
 
