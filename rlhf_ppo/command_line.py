@@ -3,9 +3,8 @@
 import argparse
 import difflib
 import re
-import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,7 +24,8 @@ from rlhf_ppo.config.reading import (
     without_nulls,
 )
 from rlhf_ppo.config.rewards import KINDS
-from rlhf_ppo.errors import GuardError, UserError, shown
+from rlhf_ppo.console import begin
+from rlhf_ppo.errors import UserError, shown
 
 MISSING = object()
 SWITCHES = ("resume",)  # may stand alone on the command line: --resume is --resume true
@@ -59,6 +59,7 @@ def load_config(
     if known.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    begin(f"settings of {known.config}; loading libraries")
     return config
 
 
@@ -97,28 +98,6 @@ def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str
         else:
             names.extend(setting_names(section, f"{prefix}{name}."))
     return names
-
-
-def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main(arguments)`; exceptions for the user become one message on stderr and a code.
-
-    2: bad input; 3: `guard` stopped the run, its policy is saved; 130: interrupted.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except GuardError as stop:
-        print(f"\nstopped: {stop}", file=sys.stderr, flush=True)
-        raise SystemExit(3) from None
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted. Go on from the last checkpoint with --resume true.",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise SystemExit(130) from None
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:

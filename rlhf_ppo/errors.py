@@ -64,6 +64,18 @@ def readable(message: str) -> str:
     return "\n".join([*kept, f"... {len(body) - len(kept)} lines left out ...", last])
 
 
+class StoppedError(KeyboardInterrupt):
+    """A run was ended from outside, by Ctrl-C or SIGTERM; the message says what it can go on from.
+
+    Like its base class no `except Exception`, and so no user's function, can swallow it.
+    """
+
+    def __init__(self, message: str = "", code: int = 130) -> None:
+        """`code` is the exit code: 128 and the number of the signal."""
+        super().__init__(message)
+        self.code = code
+
+
 def problem_of(action: Callable[[], Any]) -> list[str]:
     """The message of the `UserError` that `action` raises, or nothing."""
     try:

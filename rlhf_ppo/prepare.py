@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
-from rlhf_ppo.console import quieten_libraries
+from rlhf_ppo.console import activity, quieten_libraries
 from rlhf_ppo.errors import UserError, problem_of, raise_all, shown
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
 from rlhf_ppo.models.find import check_model_path
@@ -18,6 +18,7 @@ from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
 from rlhf_ppo.training.checkpoint import check_checkpoint, list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
 from rlhf_ppo.training.memory import Forecast
+from rlhf_ppo.training.trackers import check_trackers
 from rlhf_ppo.weights import check_adapter_targets, check_weights
 
 STAGES = ("sft", "reward_model", "ppo", "evaluation")
@@ -43,17 +44,21 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     stages = _wanted(config, stages)
     quieten_libraries()
     _check_starting_points(config, stages)
+    check_trackers(config.logging.trackers)
     check_weights(config, stages)
-    inputs = read_inputs(config, stages)
-    checked = check_inputs(config, stages, inputs)
-    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    with activity("reading the data"):
+        inputs = read_inputs(config, stages)
+    with activity("checking the data with the tokenizers and rewards"):
+        checked = check_inputs(config, stages, inputs)
+    processes = Processes(config)
     check_machine(config, processes.device)
     if checked.policy is not None:
         check_adapter_targets(config, checked.policy)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
     memory = None
     if plan is not None and checked.policy is not None:
-        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
+        with activity("forecasting the memory"):
+            memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
     return Prepared(stages, checked.inputs, processes, plan, memory)
 
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """A table of runs that differ in method and seed, each with its mean over seeds and interval.
 
 python scripts/compare_runs.py runs/experiments/*-*      folders named <method>-<seed>
@@ -6,8 +7,8 @@ python scripts/compare_runs.py runs/experiments/*-*      folders named <method>-
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import run_script
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:

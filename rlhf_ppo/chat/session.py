@@ -8,7 +8,7 @@ import torch
 
 from rlhf_ppo.chat.models import find_models, load_model
 from rlhf_ppo.chat.terminal import Chat, read_seed, read_temperature
-from rlhf_ppo.console import quieten_libraries
+from rlhf_ppo.console import activity, quieten_libraries, tick
 from rlhf_ppo.errors import UserError
 
 
@@ -48,7 +48,11 @@ def start(
         settings = replace(settings, max_new_tokens=max_new_tokens)
     quieten_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = [load_model(named, device) for named in found]
+    with activity("loading the models", len(found)):
+        models = []
+        for named in found:
+            models.append(load_model(named, device))
+            tick()
     if web_port is None:
         Chat(models, settings).talk()
     else:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 
 from rich.live import Live
 from rich.table import Table
@@ -12,6 +13,7 @@ from rlhf_ppo.chat.conversation import Conversation
 from rlhf_ppo.chat.models import ChatModel, Settings
 from rlhf_ppo.console import console, say
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.streams import visible
 
 COLUMN = 36  # characters that a column needs to be readable
 HELP = """\
@@ -35,6 +37,8 @@ class Chat:
     def talk(self) -> None:
         """Until /quit or the end of input. Lines from a pipe are prompts, each on its own."""
         typed = sys.stdin.isatty()
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no text end no conversation
         if typed:
             import readline  # noqa: F401  # arrow keys and earlier lines in input()
 
@@ -134,7 +138,7 @@ class Chat:
         table = Table(expand=True, show_edge=False)
         for conversation in self.conversations:
             table.add_column(Text(conversation.model.name), ratio=1, overflow="fold")
-        table.add_row(*(Text(answer) for answer in answers))
+        table.add_row(*(Text(visible(answer)) for answer in answers))
         return table
 
 
@@ -165,7 +169,7 @@ def read_seed(text: str) -> int:
 
 
 def _print_piece(piece: str) -> None:
-    console.file.write(piece)
+    console.file.write(visible(piece))
     console.file.flush()
 
 

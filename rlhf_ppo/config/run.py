@@ -96,7 +96,7 @@ class LoggingConfig(Settings):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that Accelerate knows by name: tensorboard, wandb, trackio, ..."""
     project: str = "rlhf_ppo"
-    """Project name handed to the trackers."""
+    """Project in the trackers that have projects; the run is named after `output_dir`."""
     sample_every: CountOrZero = 20
     """PPO steps between samples printed in the terminal; 0: none."""
 
@@ -109,7 +109,7 @@ class HardwareConfig(Settings):
     offload: bool = False
     """Keep reference and reward models in the CPU's memory while they are not asked (GPU only)."""
     cpu_threads: Threads = 0
-    """Threads of one process on a CPU; 0: the machine's cores divided by its processes."""
+    """Threads of one process on a CPU; 0: `OMP_NUM_THREADS`, else cores divided by processes."""
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

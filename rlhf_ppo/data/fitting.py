@@ -8,6 +8,7 @@ from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.encoding import (
     SAME_TOKENS,
     Example,
@@ -108,6 +109,7 @@ def fit_demonstrations(
         )
         cut = None if long_rows != "truncate" else cut_answer(example, limit.tokens)
         _take(fitted, item.where, len(example.ids), example, cut)
+        tick()
     _check_vocabulary(fitted, tokenizer, lambda row: [row.ids])
     return fitted
 
@@ -148,6 +150,7 @@ def fit_pairs(
             fitted.same.append(item.where)
         else:
             _take(fitted, item.where, length, pair, cut)
+        tick()
     _check_vocabulary(fitted, tokenizer, lambda row: [side.ids for side in row])
     return fitted
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_ppo.config import JudgeConfig
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.statistics import bootstrap_mean
@@ -92,6 +93,8 @@ def ask_judge(
         except ServiceError as error:
             failures[str(error)] += 1
             return Verdict(0.0, 0.0, str(error))
+        finally:
+            tick()
         return Verdict(first, 1 - second)
 
     with ThreadPoolExecutor(judge.parallel) as pool:

@@ -1,12 +1,13 @@
 """The last stage: all models answer the held-out prompts, everything is judged and written."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.config.reading import read_yaml, to_yaml
+from rlhf_ppo.console import activity
 from rlhf_ppo.data.prompts import EncodedPrompt, check_room, encode_prompts
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.frontier import (
@@ -55,7 +56,8 @@ def evaluate(
     """
     config = evaluator.config
     answers = _answers(evaluator, prompts, moments)
-    summary = summarise(config, answers)
+    with activity("evaluation: intervals"):
+        summary = summarise(config, answers)
     samples = config.evaluation.bootstrap_samples
     seed = derive_seed(config.seed, "bootstrap")
     frontier = None
@@ -65,7 +67,8 @@ def evaluate(
         copies = config.evaluation.best_of
         path = None if best is None else best_of_path(best, copies)
         found = Frontier(path, copies, ppo_path(ppo))
-        frontier = summarise_frontier(found, samples, seed)
+        with activity("evaluation: frontier"):
+            frontier = summarise_frontier(found, samples, seed)
     verdicts = _verdicts(evaluator, prompts, answers)
     judge, failed = config.evaluation.judge, None
     if judge is not None:
@@ -125,7 +128,8 @@ def _other(
     stop_ids = stop_token_ids(model.lm, tokenizer, config.rollout.stop_tokens)
     same = tokenizer.get_vocab() == evaluator.roles.tokenizer.get_vocab()
     comparable = same and all(a.ids == b.ids for a, b in zip(own, prompts, strict=True))
-    return evaluator.other(model, tokenizer, own, stop_ids, comparable=comparable)
+    name = setting.rpartition(".")[2]
+    return evaluator.other(name, model, tokenizer, own, stop_ids, comparable=comparable)
 
 
 def _best_of(
@@ -136,6 +140,7 @@ def _best_of(
     if not settings.best_of:
         return None
     reference = evaluator.reference(prompts[: settings.best_of_prompts])
+    reference = replace(reference, name=f"reference, best of {settings.best_of}")
     return evaluator.side(reference, moments, purpose=BEST_OF, copies=settings.best_of)
 
 
@@ -172,13 +177,15 @@ def _verdicts(
         return []
     count = min(judge.prompts, len(prompts))
     mine = processes.share(count)
-    found = ask_judge(
-        judge,
-        [item.prompt for item in prompts[mine]],
-        answers.policy.texts[mine],
-        answers.reference.texts[mine],
-        allowed=int(judge.max_failed * count),
-    )
+    asked = [item.prompt for item in prompts[mine]]
+    with activity("evaluation: judge", len(asked)):
+        found = ask_judge(
+            judge,
+            asked,
+            answers.policy.texts[mine],
+            answers.reference.texts[mine],
+            allowed=int(judge.max_failed * count),
+        )
     return processes.gather_list(found)
 
 

@@ -8,11 +8,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_ppo.console import console, say
+from rlhf_ppo.console import console, dialogue, say
 from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.data.template import as_text
 from rlhf_ppo.evaluation.sides import Side
 from rlhf_ppo.evaluation.statistics import Estimate
+from rlhf_ppo.streams import visible
 
 Summary = dict[str, Any]
 EQUAL = "  at equal length"
@@ -117,7 +117,8 @@ def show_samples(
     """Print some prompts with the answer before and after, spread over the set."""
     count = min(count, len(prompts))
     for index in (number * len(prompts) // count for number in range(count)):
-        say(f"\n  asked   {as_text(prompts[index].prompt.text)}")
+        asked = dialogue(prompts[index].prompt.text).replace("\n", "\n          ")
+        say(f"\n  asked   {asked}")
         _show_answer("before", "dim", reference, index)
         _show_answer("after", "bold", policy, index)
 
@@ -134,7 +135,7 @@ def _show_answer(label: str, style: str, side: Side, index: int) -> None:
     if side.gold:
         numbers += f", gold {side.gold[index]['score']:.2f}"
     answer = Text(f"  {label:<7} ")
-    answer.append(side.texts[index], style=style)
+    answer.append(visible(side.texts[index]), style=style)
     answer.append(f"   ({numbers})")
     console.print(answer)
 

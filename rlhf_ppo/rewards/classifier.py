@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import ModelSource
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.data.responses import Response, sampled_conversation
@@ -116,6 +117,7 @@ class RewardModel:
                 scores = self._forward([encoded[row] for row in rows])
                 for row, score in zip(rows, scores.tolist(), strict=True):
                     found[row] = as_score(score)
+                tick(len(rows))
         return found
 
     def _unread(self, ids: Sequence[int]) -> Missing | None:

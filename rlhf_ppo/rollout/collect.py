@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.algorithm.batch import Responses, Rollout, TokenOutputs, Tokens
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.responses import Response, read_response
 from rlhf_ppo.data.template import Text
@@ -83,6 +84,7 @@ def judge(
             values[rows] = outputs.values.float().cpu()
             entropy[rows] = outputs.entropy.float().cpu()
             ref_logprobs[rows] = reference_logprobs(roles, layout, temperature).float().cpu()
+            tick(len(rows))
     return TokenOutputs(logprobs, values, entropy), ref_logprobs
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Responses, Tokens, concatenate
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.models.forward import find_trunk, output_logits
 from rlhf_ppo.models.packing import run_packed, takes_packed
@@ -105,6 +106,7 @@ def _decode(
         response_ids[alive, t] = token
         mask[alive, t] = True
         ended = torch.isin(token, stop_ids)
+        tick((len(token) + int(ended.sum()) * (limit - 1 - t)) / limit)  # in whole responses
         stopped[alive[ended]] = True
         going = ~ended
         if t + 1 == limit or not bool(going.any()):

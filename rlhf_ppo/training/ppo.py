@@ -14,9 +14,9 @@ from rlhf_ppo.algorithm.kl import adapt_penalty
 from rlhf_ppo.algorithm.losses import LossSettings
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.config import Config, PpoConfig
+from rlhf_ppo.console import sample_text
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
-from rlhf_ppo.data.template import as_text
 from rlhf_ppo.plan import judging_tokens
 from rlhf_ppo.rewards.combine import weigh
 from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
@@ -72,6 +72,7 @@ class PpoRun:
     gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
     evaluate: Callable[[Progress], HeldOut]  # called at the start and after steps
     ptx_rows: Sequence[TextRow] = ()  # of the next-token loss, if there is one
+    batches_after: int = 0  # of responses that the final evaluation generates; 0: none follows
 
     @property
     def checkpoints(self) -> Path:
@@ -153,7 +154,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         **throughput(tokens, clock.laps),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
-    return after, metrics, _example(prompts[0], texts[0], float(weighed.scores[0]))
+    return after, metrics, sample_text(prompts[0].prompt.text, texts[0], float(weighed.scores[0]))
 
 
 def _carry_on(
@@ -283,11 +284,6 @@ def _next_penalty(run: PpoRun, batch: TrainBatch, penalty: float) -> float:
         return penalty
     kl = kl_after_update(run.roles.policy_forward, batch, run.config, run.processes)
     return adapt_penalty(penalty, kl, target)
-
-
-def _example(prompt: EncodedPrompt, response: str, score: float) -> str:
-    asked = as_text(prompt.prompt.text)[-300:]
-    return f"  sample | {asked}\n         > {response}   (score {score:.2f})"
 
 
 class _Clock:

@@ -13,7 +13,7 @@ from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
-from rlhf_ppo.console import say
+from rlhf_ppo.console import activity, say
 from rlhf_ppo.data.fitting import Fitted, Pair, fit_pairs
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Preference
@@ -27,8 +27,8 @@ from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
 
 PROBES_FILE = "probes.json"
@@ -55,7 +55,8 @@ def train_reward_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     limits, long_rows = limits_of(model.config, start), config.data.long_rows
     limit = LengthLimit("reward_model.max_tokens", settings.max_tokens, limits)
-    fitted = fit_pairs(preferences, tokenizer, limit, "data.preferences", long_rows)
+    with activity("reward model: tokenizing", len(preferences)):
+        fitted = fit_pairs(preferences, tokenizer, limit, "data.preferences", long_rows)
     pairs = _examples(fitted)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
@@ -71,8 +72,7 @@ def train_reward_model(
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
-    progress = use_our_progress(trainer, "reward model", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "reward model", "reward_model", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -83,8 +83,8 @@ def train_reward_model(
         if settings.save == "merged":
             whole.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        history = "\n".join(json.dumps(entry) for entry in progress.history)
-        (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
+        lines = "\n".join(json.dumps(entry) for entry in history)
+        (target / "metrics.jsonl").write_text(lines + "\n", encoding="utf-8")
         if probes:
             most = LengthLimit("reward_model.max_tokens", source.max_tokens, limits)
             held = fit_pairs(probes, tokenizer, most, "data.heldout_preferences", long_rows)
@@ -153,8 +153,9 @@ def probe(
         For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
         A pair that gets no score is left out, and reported.
     """
-    chosen = model.score_ids([pair[0].ids for pair in pairs])
-    rejected = model.score_ids([pair[1].ids for pair in pairs])
+    with activity("reward model: scoring held-out pairs", 2 * len(pairs)):
+        chosen = model.score_ids([pair[0].ids for pair in pairs])
+        rejected = model.score_ids([pair[1].ids for pair in pairs])
     margins: dict[str, list[float]] = defaultdict(list)
     for kind, better, worse in zip(kinds, chosen, rejected, strict=True):
         if isinstance(better, Missing) or isinstance(worse, Missing):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
+from rlhf_ppo.console import activity
 from rlhf_ppo.data.fitting import fit_demonstrations
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Demonstration
@@ -23,8 +24,8 @@ from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
 
 
@@ -41,10 +42,12 @@ def train_supervised(
     Raises:
         UserError: nothing to start from.
     """
-    model, tokenizer = starting_point(config, demonstrations)
+    with activity("supervised: loading the model"):
+        model, tokenizer = starting_point(config, demonstrations)
     limits = limits_of(model.config, "policy.path").strict()
     limit = LengthLimit("sft.max_tokens", settings.max_tokens, limits)
-    examples = _encode(demonstrations, tokenizer, config, limit)
+    with activity("supervised: tokenizing", len(demonstrations)):
+        examples = _encode(demonstrations, tokenizer, config, limit)
     arguments = training_arguments(config, settings, folder, processes.world)
     if config.lora is not None:
         seed = derive_seed(config.seed, "sft", "adapter")
@@ -55,8 +58,7 @@ def train_supervised(
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
     )
-    progress = use_our_progress(trainer, "supervised", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "supervised", "sft", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -64,7 +66,7 @@ def train_supervised(
             trained = trained.merge_and_unload()
         trained.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        _write_history(target, progress.history)
+        _write_history(target, history)
 
     save_stage(folder, processes, stamp, write)
 
