@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.config import Config, EnsembleSource, FunctionSource, ModelSource, leaves
+from rlhf_ppo.config import (
+    Config,
+    EnsembleSource,
+    FunctionSource,
+    ModelSource,
+    correctness_source,
+    leaves,
+)
 from rlhf_ppo.data.loading import fingerprint
 from rlhf_ppo.errors import UserError
 
@@ -103,6 +110,9 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         "bootstrap_samples": config.evaluation.bootstrap_samples,
         "heldout_prompts": data["heldout_prompts"],
     }
+    correct = correctness_source(config.reward)
+    if correct is not None:
+        evaluation["correctness"] = correct
     return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
 
 
@@ -165,8 +175,9 @@ def _model(path: str) -> str:
 def _reward(config: Config, settings: Stamp) -> Stamp:
     """What decides a score: not how often a service is asked, nor how much failure is borne."""
     sources = {}
+    beside = {"timeout", "retries", "batch_size", "correctness"}  # the last is evaluation's
     for name, leaf in leaves(config.reward.sources):
-        source = leaf.model_dump(mode="json", exclude={"timeout", "retries", "batch_size"})
+        source = leaf.model_dump(mode="json", exclude=beside)
         if isinstance(leaf, ModelSource) and leaf.path is not None:
             source["path"] = _model(leaf.path)
         if isinstance(leaf, FunctionSource):  # of a file, its bytes; what it imports is not seen

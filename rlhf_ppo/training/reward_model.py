@@ -3,11 +3,10 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig as TrlRewardConfig
@@ -17,8 +16,10 @@ from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_sour
 from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
+from rlhf_ppo.diagnostics import judge_reward_model
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.rewards.accuracy import FILE, accuracy_of, accuracy_text, with_intervals
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing
 from rlhf_ppo.training.distributed import Processes
@@ -27,8 +28,6 @@ from rlhf_ppo.training.trainer import (
     training_arguments,
     use_our_progress,
 )
-
-PROBES_FILE = "probes.json"
 
 
 def train_reward_model(
@@ -85,9 +84,8 @@ def train_reward_model(
             long = long_rows(tokenizer, sides, source.max_tokens)
             short = [pair for place, pair in enumerate(probes) if place not in long]
             accuracy = probe(RewardModel(whole.eval(), tokenizer, source, "reward_model"), short)
-            (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
-            shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
-            say(f"reward model: right order on held-out pairs: {shown}")
+            (target / FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+            show_accuracy(accuracy)
 
     save_stage(folder, processes, stamp, write)
 
@@ -114,8 +112,7 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
     """How often the chosen completion scores above the rejected one, by kind of error.
 
     Returns:
-        For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
-        A pair that gets no score is left out, and said.
+        `accuracy_of` each kind. A pair that gets no score is left out, and reported.
     """
     prompts = [pair.prompt for pair in probes]
     chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
@@ -127,16 +124,21 @@ def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[st
             say(f"reward model: left out a held-out pair, {missing}")
             continue
         margins[pair.kind].append(better - worse)
-    result = {}
-    for kind, values in sorted(margins.items()):
-        differences = torch.tensor(values)
-        wins = (differences > 0).float() + 0.5 * (differences == 0).float()
-        result[kind] = {
-            "pairs": len(values),
-            "accuracy": float(wins.mean()),
-            "margin": float(differences.mean()),
-        }
-    return result
+    return {kind: accuracy_of(values) for kind, values in sorted(margins.items())}
+
+
+def show_accuracy(probes: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how often the right order was found, over all kinds and by kind, and what is wrong."""
+    found = with_intervals(probes)
+    if found is None:
+        return
+    say(f"reward model: right order on {accuracy_text(found)} (95 % interval)")
+    if len(found["kinds"]) > 1:
+        for kind, value in found["kinds"].items():
+            say(f"  {kind:<24}{accuracy_text(value)}")
+    for finding in judge_reward_model(found, step=0):
+        say(f"  {finding.severity} {finding.name}: {finding.message}")
+        say(f"    try: {finding.remedy}")
 
 
 def _encode(

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "scripts").rglob("*.py"))
 FLOOR = {
     "algorithm": 0,
     "errors": 0,
+    "proportions": 0,
     "console": 0,
     "diagnostics": 0,
     "config": 1,
