@@ -38,6 +38,7 @@ STAMP_FILE = "stage.json"
 # Settings that do not change what PPO computes, or that other stages answer for.
 # Limits of the guard may change: a run that was stopped can go on with others.
 NOT_PPO = ("output_dir", "resume", "data", "sft", "guard", "checkpoint", "evaluation", "logging")
+ASKED = ("greedy", "best_of", "best_of_prompts", "judge", "gold", "bootstrap_samples")
 # Settings of the data section that change what rows say or how often, if they are not refused.
 READING = ("columns", "system_prompt", "to_chat", "duplicates")
 
@@ -100,19 +101,15 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     models = {name: _model(path) for name, path in config.evaluation.models.items()}
     given = config.evaluation.policy
     evaluation = {
-        **{name: asked[name] for name in ("greedy", "best_of", "best_of_prompts", "judge")},
+        **{name: asked[name] for name in ASKED},
+        **_correctness(config),
         "models": models,
         "given": None if given is None else _model(given),
         "policy": ppo,
         "steps": config.ppo.steps,
         "save": config.checkpoint.save,
-        "gold": config.evaluation.gold,
-        "bootstrap_samples": config.evaluation.bootstrap_samples,
         "heldout_prompts": data["heldout_prompts"],
     }
-    correct = correctness_source(config.reward)
-    if correct is not None:
-        evaluation["correctness"] = correct
     return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
 
 
@@ -170,6 +167,12 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
 def _model(path: str) -> str:
     """A local model is known by its files, a hub model by its id."""
     return f"{path} {fingerprint(path)}" if Path(path).is_dir() else path
+
+
+def _correctness(config: Config) -> Stamp:
+    """It changes what is evaluated, not what is trained; not said where it is not used."""
+    source = correctness_source(config.reward)
+    return {} if source is None else {"correctness": source}
 
 
 def _reward(config: Config, settings: Stamp) -> Stamp:

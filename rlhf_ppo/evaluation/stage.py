@@ -94,7 +94,9 @@ def write_evaluation(
     `config.yaml` beside them says what they were made with: an evaluation can be made again with
     other settings than the run's.
     """
-    write_samples(folder / "samples.jsonl", [item.prompt for item in prompts], found.answers)
+    correct = correctness_source(config.reward)
+    asked = [item.prompt for item in prompts]
+    write_samples(folder / "samples.jsonl", asked, found.answers, correct)
     _write_json(folder / "summary.json", found.summary)
     if found.frontier is not None:
         _write_json(folder / "frontier.json", found.frontier)

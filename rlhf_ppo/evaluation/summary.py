@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +85,33 @@ def summarise(config: Config, answers: Answers) -> Summary:
     return summary
 
 
-def write_samples(file: Path, prompts: Sequence[Prompt], answers: Answers) -> None:
-    """`samples.jsonl`: one line a prompt with all answers to it."""
+def write_samples(
+    file: Path, prompts: Sequence[Prompt], answers: Answers, correct: str | None
+) -> None:
+    """`samples.jsonl`: one line a prompt with all answers to it.
+
+    Args:
+        file: to write.
+        prompts: in the order of the answers.
+        answers: of all sides.
+        correct: the reward source that says right or wrong, if there is one.
+    """
+    sample_of = partial(_sample_of, correct=correct)
     with file.open("w", encoding="utf-8") as stream:
         for index, prompt in enumerate(prompts):
             row: Summary = {
                 "prompt": prompt.text,
-                "policy": _sample(answers.policy, index),
-                "reference": _sample(answers.reference, index),
+                "policy": sample_of(answers.policy, index),
+                "reference": sample_of(answers.reference, index),
             }
             if answers.greedy_policy is not None and answers.greedy_reference is not None:
                 row["greedy"] = {
-                    "policy": _sample(answers.greedy_policy, index),
-                    "reference": _sample(answers.greedy_reference, index),
+                    "policy": sample_of(answers.greedy_policy, index),
+                    "reference": sample_of(answers.greedy_reference, index),
                 }
             if answers.models:
                 row["models"] = {
-                    name: {how: _sample(side, index) for how, side in sides.items()}
+                    name: {how: sample_of(side, index) for how, side in sides.items()}
                     for name, sides in answers.models.items()
                 }
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -200,13 +211,15 @@ def _side_summary(side: Side, samples: int, seed: int) -> Summary:
     return summary
 
 
-def _sample(side: Side, index: int) -> Summary:
+def _sample_of(side: Side, index: int, correct: str | None) -> Summary:
     sample: Summary = {
         "response": side.texts[index],
         "score": number(side.scores[index]),
         "length": int(side.lengths[index]),
         "stopped": bool(side.stopped[index]),
     }
+    if correct is not None and bool(side.parts[correct][index].isfinite()):
+        sample["solved"] = int(side.parts[correct][index])
     if side.kl:
         sample["kl"] = side.kl[index]
     if side.gold:

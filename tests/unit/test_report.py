@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from report_runs import NASTY, write_json, write_lines, write_run
 
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.report.charts import bins, running_mean, thin, tick_labels, ticks
 from rlhf_ppo.report.folder import read_run
 from rlhf_ppo.report.guide import describe, metric_guide
 from rlhf_ppo.report.page import comparison_html, report_html, write_report
 from rlhf_ppo.report.samples import MOST_BYTES, as_script
+from rlhf_ppo.report.scales import bins, running_mean, thin, tick_labels, ticks
 from rlhf_ppo.report.settings import different_settings, setting_rows
 from rlhf_ppo.report.tables import side_rows
 from rlhf_ppo.report.verdict import judge_run
@@ -75,7 +75,7 @@ def test_the_name_of_a_reward_source_stands_in_its_title() -> None:
         (True, 0.8, 0.9, "better"),
         (True, 0.2, 0.3, "worse"),
         (True, 0.52, 0.48, "unclear"),
-        (True, 0.52, 0.9, "exploited"),
+        (True, 0.52, 0.9, "doubtful"),
         (True, 0.2, 0.9, "exploited"),
         (True, 0.8, 0.5, "better"),
         (False, 0.8, 0.9, "better"),
@@ -90,7 +90,7 @@ def test_the_headline_follows_the_interval_of_the_win_rate(
     )
     verdict = judge_run(read_run(folder))
     assert verdict.kind == kind
-    if kind == "exploited":
+    if kind in ("exploited", "doubtful"):
         assert verdict.lead.startswith("The score rose, but the gold score")
     assert ("Training maximised" in verdict.sentence) == (not gold)
 
@@ -173,7 +173,7 @@ def test_the_page_holds_all_that_a_run_left(run: Path) -> None:
         "PPO: gold is highest at 2.50 nats.", "bigger",
         "Best of n: too few points; no curve is fitted.", "a judge judged 50 prompts",
         "length controlled", "repeated 4-grams", "1 h 6 min", "a device", "ppo.learning_rate",
-        "held-out prompts, 95 % interval", "held-out gold: rude", "Reward model, by kind of error",
+        "held-out prompts, 95 % interval", "Parts of the gold score on held-out", "Reward model, by kind of error",
     ):  # fmt: skip
         assert words in page, words
 
@@ -322,10 +322,14 @@ def test_settings_are_marked_where_they_differ_from_the_defaults(tmp_path: Path)
     assert after["ppo.learning_rate"].default != "0.5"
 
 
-def test_a_change_is_marked_only_where_the_intervals_lie_apart() -> None:
-    low, high = {"mean": 0.0, "low": -1.0, "high": 1.0}, {"mean": 2.0, "low": 1.1, "high": 3.0}
-    (row,) = side_rows([{"score": low}, {"score": high}, {"score": high | {"low": 0.9}}])
-    assert [cell.apart for cell in row.cells] == [False, True, False]
+def test_a_change_is_marked_only_where_its_paired_interval_excludes_0() -> None:
+    """Intervals of two sides may overlap though every prompt moved the same way."""
+    low, high = {"mean": 0.0, "low": -1.0, "high": 1.0}, {"mean": 0.2, "low": -0.8, "high": 1.2}
+    found = {"score": {"mean": 0.2, "low": 0.1, "high": 0.3}}
+    noise = {"score": {"mean": 0.2, "low": 0.0, "high": 0.3}}
+    sides = [{"score": low}, {"score": high}, {"score": high}, {"score": high}]
+    (row,) = side_rows(sides, [None, found, noise, None])
+    assert [cell.apart for cell in row.cells] == [False, True, False, False]
 
 
 # Charts
