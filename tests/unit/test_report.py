@@ -173,7 +173,8 @@ def test_the_page_holds_all_that_a_run_left(run: Path) -> None:
         "PPO: gold is highest at 2.50 nats.", "bigger",
         "Best of n: too few points; no curve is fitted.", "a judge judged 50 prompts",
         "length controlled", "repeated 4-grams", "1 h 6 min", "a device", "ppo.learning_rate",
-        "held-out prompts, 95 % interval", "Parts of the gold score on held-out", "Reward model, by kind of error",
+        "held-out prompts, 95 % interval", "Parts of the gold score on held-out",
+        "Reward model, by kind of error",
     ):  # fmt: skip
         assert words in page, words
 
