@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from rlhf_ppo.chat.about import about_run
 from rlhf_ppo.chat.models import find_models, load_model
 from rlhf_ppo.chat.terminal import Chat, read_seed, read_temperature
 from rlhf_ppo.console import quieten_libraries
@@ -49,9 +50,12 @@ def start(
     quieten_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [load_model(named, device) for named in found]
+    about = about_run(paths, device)
+    # What the policy has never seen, a second turn, is not what a person should judge it by.
+    settings = replace(settings, history=not about.single_turn)
     if web_port is None:
-        Chat(models, settings).talk()
+        Chat(models, settings, about).talk()
     else:
         from rlhf_ppo.chat.web import serve  # NiceGUI is an extra
 
-        serve(models, settings, web_port)
+        serve(models, settings, web_port, about)

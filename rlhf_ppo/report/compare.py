@@ -171,7 +171,7 @@ def _paired_table(paired: Sequence[Paired]) -> str:
     return "\n".join(
         [
             *lines,
-            "\nAnswers to the same prompts, ties half; sign test, for all pairs by a measure (Holm).",
+            "\nSame prompts, ties half; sign test for all pairs of a measure (Holm).",
         ]
     )
 
