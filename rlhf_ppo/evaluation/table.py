@@ -118,7 +118,7 @@ def solved_lines(summary: Summary) -> list[str]:
 
 def _reward_model_lines(summary: Summary) -> list[str]:
     found = summary.get("reward_model")
-    return [] if found is None else [f"reward model: right order on {accuracy_text(found)}"]
+    return [] if found is None else [f"reward model: right order in {accuracy_text(found)}"]
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

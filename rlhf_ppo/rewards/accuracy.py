@@ -68,10 +68,10 @@ def with_intervals(probes: Mapping[str, Mapping[str, float]]) -> dict[str, Any] 
 
 
 def accuracy_text(probe: Mapping[str, float]) -> str:
-    """In words: `299 held-out pairs: .575 [.519, .630]`."""
+    """In words: `0.575 [0.519, 0.630] of 299 held-out pairs`."""
     ends = ", ".join(f"{probe[name]:.3f}" for name in ("low", "high"))
     plural = "pair" if probe["pairs"] == 1 else "pairs"
-    return f"{probe['pairs']:.0f} held-out {plural}: {probe['accuracy']:.3f} [{ends}]"
+    return f"{probe['accuracy']:.3f} [{ends}] of {probe['pairs']:.0f} held-out {plural}"
 
 
 def _probe(right: int, wrong: int, ties: int) -> Probe:

@@ -132,7 +132,7 @@ def show_accuracy(probes: Mapping[str, Mapping[str, float]]) -> None:
     found = with_intervals(probes)
     if found is None:
         return
-    say(f"reward model: right order on {accuracy_text(found)} (95 % interval)")
+    say(f"reward model: right order in {accuracy_text(found)} (95 % interval)")
     if len(found["kinds"]) > 1:
         for kind, value in found["kinds"].items():
             say(f"  {kind:<24}{accuracy_text(value)}")
