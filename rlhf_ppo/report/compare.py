@@ -38,8 +38,12 @@ def comparison_text(folders: Sequence[Path]) -> str:
         folders: of finished runs, by any name.
 
     Raises:
-        UserError: a folder is no finished run, or the same settings and seed stand twice.
+        UserError: a folder is no finished run, or is given twice.
     """
+    places = [folder.resolve() for folder in folders]
+    for place, folder in zip(places, folders, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{folder}: given twice. Give each run once.")
     runs = named_apart([_finished(folder) for folder in folders])
     methods = find_methods(runs)
     parts = []
@@ -57,10 +61,8 @@ def comparison_text(folders: Sequence[Path]) -> str:
 def find_methods(runs: Sequence[RunFolder]) -> list[Method]:
     """Runs with the same settings but for seed and places, in the order they are given.
 
-    A run without a config.yaml goes by its name, as in rloo-201.
-
-    Raises:
-        UserError: the same settings and seed twice.
+    A run with settings and seed of an earlier one (another machine, another version) is no second
+    seed: it stands alone. A run without a config.yaml goes by its name, as in rloo-201.
     """
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
@@ -70,16 +72,10 @@ def find_methods(runs: Sequence[RunFolder]) -> list[Method]:
         else:
             kept = {name: value for name, value in run.config.items() if name not in NOT_METHOD}
             key = json.dumps(kept, sort_keys=True, default=str)
+        seeds = [lookup(other.config, "seed") for other in groups.get(key, ())]
+        if run.config is not None and lookup(run.config, "seed") in seeds:
+            key = f"{run.path}"
         groups.setdefault(key, []).append(run)
-    for group in groups.values():
-        seeds = [lookup(run.config, "seed") for run in group]
-        for place, seed in enumerate(seeds):
-            if seed is not None and seed in seeds[:place]:
-                first = group[seeds.index(seed)]
-                raise UserError(
-                    f"{group[place].path}: the same settings and seed {seed} as {first.path}, so "
-                    "it says nothing new. Give one of the two."
-                )
     names = [_stem([run.name for run in group]) for group in groups.values()]
     return [
         Method(group[0].name if names.count(name) > 1 else name, group)

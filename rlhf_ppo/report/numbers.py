@@ -12,7 +12,7 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def shown(value: float) -> str:
     """Two decimals where the size allows it, three figures of what is smaller; a dash for none.
 
-    3 is 3.00 beside 3.58; -6.36e-04 is -0.0006. Beyond a millionth and a million a power of ten.
+    3 is 3.00 beside 3.58; -6.36e-04 is -0.0006. Below 0.00001 and from a million on a power of ten.
     """
     if not math.isfinite(value):
         return DASH
