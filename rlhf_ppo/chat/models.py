@@ -26,6 +26,7 @@ class Settings:
     seed: int = 1
     system: str | None = None  # put before the conversation
     max_new_tokens: int = MAX_NEW_TOKENS
+    history: bool = True  # earlier turns stand before a question; False: each on its own
 
 
 @dataclass(frozen=True)

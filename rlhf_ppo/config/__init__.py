@@ -17,6 +17,7 @@ from rlhf_ppo.config.rewards import (
     Leaf,
     ModelSource,
     RewardConfig,
+    correctness_source,
     leaves,
     trained_source,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Settings",
     "SupervisedConfig",
     "ValueConfig",
+    "correctness_source",
     "leaves",
     "trained_source",
 ]

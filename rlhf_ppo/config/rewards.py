@@ -73,6 +73,8 @@ class FunctionSource(_Source):
     """Where it is: "folder/file.py:function" or "module:function"."""
     timeout: Positive | None = None
     """A call without an answer for so long gives no scores (seconds); null: wait for ever."""
+    correctness: bool = False
+    """Its scores are 1 (right) and 0 (wrong): evaluation counts solved prompts, and pass@k."""
 
 
 class HttpSource(_Source):
@@ -90,6 +92,8 @@ class HttpSource(_Source):
     """Further tries of a failed request, after 1, 2, 4, ... and at most 30 seconds."""
     batch_size: Count = 64
     """Most responses in one request."""
+    correctness: bool = False
+    """Its scores are 1 (right) and 0 (wrong): evaluation counts solved prompts, and pass@k."""
 
 
 Leaf = ModelSource | FunctionSource | HttpSource
@@ -159,4 +163,12 @@ def trained_source(reward: RewardConfig) -> ModelSource | None:
     for _, leaf in leaves(reward.sources):
         if isinstance(leaf, ModelSource) and leaf.path is None:
             return leaf
+    return None
+
+
+def correctness_source(reward: RewardConfig) -> str | None:
+    """Name of the source whose scores say right or wrong, if one is declared to."""
+    for source in reward.sources:
+        if isinstance(source, FunctionSource | HttpSource) and source.correctness:
+            return source.name
     return None

@@ -121,6 +121,12 @@ def _of_sources(config: "Config") -> Iterator[str]:
         names = [source.name for source in group]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"{place}: {names.count(name)} are called {shown(name)}; give each its own name"
+    correct = [name for name, leaf in leaves(sources) if getattr(leaf, "correctness", False)]
+    if len(correct) > 1:
+        yield (
+            f"reward.sources: correctness is true for {' and '.join(correct)}; a response is right "
+            "or wrong by one of them: leave it at that one"
+        )
     if all(source.weight == 0 for source in sources):
         yield "reward.sources: every weight is 0, so nothing is rewarded; give one a weight"
     for source in sources:
@@ -134,6 +140,11 @@ def _of_sources(config: "Config") -> Iterator[str]:
                 yield (
                     f"{place}.members[{member.name}].weight = {member.weight} has no effect in an "
                     "ensemble; leave it out there, or make the member a source of its own"
+                )
+            if getattr(member, "correctness", False):
+                yield (
+                    f"{place}.members[{member.name}].correctness = true has no effect in an "
+                    "ensemble, which makes one number of its members; make it a source of its own"
                 )
         if source.combine == "lower" and source.k is None:
             yield f"{place}.k: missing; combine = lower needs it (standard deviations)"

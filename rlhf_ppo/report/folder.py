@@ -42,6 +42,8 @@ class RunFolder:
     reward_model: list[Json]
     machine: Json | None
     policy_stamp: Json | None
+    reward_stamp: Json | None  # what the reward model was trained from
+    evaluated_with: Json | None  # the settings of the evaluation
 
 
 def read_run(path: Path) -> RunFolder:
@@ -56,7 +58,6 @@ def read_run(path: Path) -> RunFolder:
             "of a run."
         )
     evaluation = path / "evaluation"
-    config = path / "config.yaml"
     findings = _read(evaluation / "diagnostics.json", list)
     samples = read_lines(evaluation / "samples.jsonl")
     for number, row in enumerate(samples, start=1):
@@ -64,7 +65,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         name=path.resolve().name,
-        config=read_yaml(config) if config.is_file() else None,
+        config=_settings(path / "config.yaml"),
         metrics=_by_step(path / "metrics.jsonl"),
         heldout=_by_step(path / "heldout.jsonl"),
         summary=_read(evaluation / "summary.json", dict),
@@ -76,6 +77,8 @@ def read_run(path: Path) -> RunFolder:
         reward_model=_by_step(path / "reward_model" / "metrics.jsonl"),
         machine=_read(path / "machine.json", dict),
         policy_stamp=_read(path / "policy" / "stage.json", dict),
+        reward_stamp=_read(path / "reward_model" / "stage.json", dict),
+        evaluated_with=_settings(evaluation / "config.yaml"),
     )
 
 
@@ -126,6 +129,10 @@ def lookup(nested: Any, *keys: str) -> Any:
             return None
         nested = nested.get(key)
     return nested
+
+
+def _settings(file: Path) -> Json | None:
+    return read_yaml(file) if file.is_file() else None
 
 
 def _by_step(file: Path) -> list[Json]:

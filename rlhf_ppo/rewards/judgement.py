@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_ppo.data.prompts import Prompt
-from rlhf_ppo.errors import shown
+from rlhf_ppo.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,21 @@ class Reward(Protocol):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Judgement:
         """The judgement of every source, one row a response."""
         ...
+
+
+def check_correctness(scores: Sequence[Score], setting: str, target: str) -> None:
+    """See that a source that is declared to say right or wrong says nothing else.
+
+    Raises:
+        UserError: a score is neither 1 nor 0.
+    """
+    for score in scores:
+        if not isinstance(score, Missing) and score not in (0, 1):
+            raise UserError(
+                f"{setting}.correctness = true: {target} gave the score {score:g}, but right is 1 "
+                "and wrong is 0. Return those (bonuses belong into a source of their own), or "
+                "leave correctness out."
+            )
 
 
 def as_score(value: Any) -> Score:

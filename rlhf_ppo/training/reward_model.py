@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
@@ -17,10 +16,12 @@ from rlhf_ppo.console import activity, say
 from rlhf_ppo.data.fitting import Fitted, Pair, fit_pairs
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Preference
+from rlhf_ppo.diagnostics import judge_reward_model
 from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import POLICY, fresh_adapter
 from rlhf_ppo.models.save import name_base
+from rlhf_ppo.rewards.accuracy import FILE, accuracy_of, accuracy_text, with_intervals
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing
 from rlhf_ppo.seeds import derive_seed
@@ -30,8 +31,6 @@ from rlhf_ppo.training.trainer import (
     train_shown,
     training_arguments,
 )
-
-PROBES_FILE = "probes.json"
 
 
 def train_reward_model(
@@ -150,8 +149,7 @@ def probe(
         kinds: of error, one a pair.
 
     Returns:
-        For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
-        A pair that gets no score is left out, and reported.
+        `accuracy_of` each kind. A pair that gets no score is left out, and reported.
     """
     with activity("reward model: scoring held-out pairs", 2 * len(pairs)):
         chosen = model.score_ids([pair[0].ids for pair in pairs])
@@ -163,16 +161,21 @@ def probe(
             say(f"reward model: left out a held-out pair, {missing}")
             continue
         margins[kind].append(better - worse)
-    result = {}
-    for kind, values in sorted(margins.items()):
-        differences = torch.tensor(values)
-        wins = (differences > 0).float() + 0.5 * (differences == 0).float()
-        result[kind] = {
-            "pairs": len(values),
-            "accuracy": float(wins.mean()),
-            "margin": float(differences.mean()),
-        }
-    return result
+    return {kind: accuracy_of(values) for kind, values in sorted(margins.items())}
+
+
+def show_accuracy(probes: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how often the right order was found, over all kinds and by kind, and what is wrong."""
+    found = with_intervals(probes)
+    if found is None:
+        return
+    say(f"reward model: right order in {accuracy_text(found)} (95 % interval)")
+    if len(found["kinds"]) > 1:
+        for kind, value in found["kinds"].items():
+            say(f"  {kind:<24}{accuracy_text(value)}")
+    for finding in judge_reward_model(found, step=0):
+        say(f"  {finding.severity} {finding.name}: {finding.message}")
+        say(f"    try: {finding.remedy}")
 
 
 def _write_probes(
@@ -180,9 +183,8 @@ def _write_probes(
 ) -> None:
     """Measure a trained reward model on held-out pairs; `kinds` is the kind of each place."""
     accuracy = probe(judge, held.rows, [kinds[place] for place in held.places])
-    (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
-    shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
-    say(f"reward model: right order on held-out pairs: {shown}")
+    (target / FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+    show_accuracy(accuracy)
 
 
 def _examples(fitted: Fitted[Pair]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ FLOOR = {
     "errors": 0,
     "hub": 0,
     "streams": 0,
+    "proportions": 0,
     "console": 0,
     "diagnostics": 0,
     "config": 1,
