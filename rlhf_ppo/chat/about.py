@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from rlhf_ppo.chat.models import is_run
-from rlhf_ppo.config.reading import read_config, validate
+from rlhf_ppo.command_line import validate
 from rlhf_ppo.config import trained_source
+from rlhf_ppo.config.reading import read_config
 from rlhf_ppo.data.template import Text
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.report.folder import read_lines
