@@ -17,8 +17,9 @@ from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_sour
 from rlhf_ppo.console import say
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
-from rlhf_ppo.models.lora import POLICY, fresh_adapter
+from rlhf_ppo.models.lora import POLICY
 from rlhf_ppo.models.save import name_base
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing

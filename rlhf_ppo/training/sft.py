@@ -13,8 +13,8 @@ from rlhf_ppo.config import Config, SupervisedConfig
 from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
 from rlhf_ppo.data.template import as_text, check_template
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
-from rlhf_ppo.models.lora import fresh_adapter
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
 from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
