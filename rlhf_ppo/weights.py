@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_ppo.config import Config, ModelSource, leaves
 from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.models.adapters import check_targets
 from rlhf_ppo.models.files import is_adapter, quantized_by
 from rlhf_ppo.models.load import check_causal_lm, check_classifier, load_model_config
-from rlhf_ppo.models.lora import check_targets
 from rlhf_ppo.rewards.sources import setting_of
 
 

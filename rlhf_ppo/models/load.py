@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.adapters import attach_adapter, check_mergeable, merge_adapter
 from rlhf_ppo.models.files import (
     ADAPTER_WEIGHTS,
     TOKENIZER_FILES,
@@ -35,13 +36,7 @@ from rlhf_ppo.models.files import (
     stored_shapes,
 )
 from rlhf_ppo.models.find import check_model_path, is_here
-from rlhf_ppo.models.lora import (
-    attach_adapter,
-    base_path,
-    check_mergeable,
-    merge_adapter,
-    read_adapter,
-)
+from rlhf_ppo.models.lora import base_path, read_adapter
 from rlhf_ppo.models.matching import COMPUTED, Differences, check_match
 from rlhf_ppo.seeds import derive_seed, drawing
 
@@ -278,12 +273,18 @@ def _classifier(
     model, found = _from_file(
         AutoModelForSequenceClassification, "a reward model", base, setting, options
     )
-    if new_head or is_adapter(path):  # an adapter brings its head along
-        found = found.without(found.outside(model.base_model_prefix))
     remedy = (
         "it is not a trained reward model. Train one from it with the reward_model section, or "
         "name the tensors in allow_unmatched (docs/models.md)."
     )
+    if new_head:
+        found = found.without(found.outside(model.base_model_prefix))
+    elif is_adapter(path):  # it brings its head along
+        heads = found.outside(model.base_model_prefix)
+        brought = [name.removeprefix("base_model.model.") for name in stored_shapes(path)]
+        lost = [name for name in found.missing if name in heads and name not in brought]
+        check_match(Differences(lost).without(allow), path, setting, f"nor has its base. {remedy}")
+        found = found.without(heads)
     check_match(found.without(allow), base, setting, remedy)
     if not is_adapter(path):
         return model

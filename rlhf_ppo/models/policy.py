@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import TokenOutputs
 from rlhf_ppo.config import LoraConfig, ValueConfig
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.forward import Layout, find_trunk, hidden_states, spread, token_logprobs
 from rlhf_ppo.models.lora import (
     REFERENCE,
@@ -19,7 +20,6 @@ from rlhf_ppo.models.lora import (
     adapter_parameters,
     checkpoint_contexts,
     copy_policy_adapter,
-    fresh_adapter,
     using_adapter,
 )
 from rlhf_ppo.models.packing import enable_packing

@@ -17,9 +17,10 @@ from rlhf_ppo.data.fitting import Fitted, Pair, fit_pairs
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.diagnostics import judge_reward_model
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
-from rlhf_ppo.models.lora import POLICY, fresh_adapter
+from rlhf_ppo.models.lora import POLICY
 from rlhf_ppo.models.save import name_base
 from rlhf_ppo.rewards.accuracy import FILE, accuracy_of, accuracy_text, with_intervals
 from rlhf_ppo.rewards.classifier import RewardModel

@@ -16,9 +16,9 @@ from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Demonstration
 from rlhf_ppo.data.template import as_text
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
-from rlhf_ppo.models.lora import fresh_adapter
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
 from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes

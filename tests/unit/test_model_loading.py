@@ -18,21 +18,32 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
     GenerationConfig,
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaForSequenceClassification,
     PretrainedConfig,
+    RobertaConfig,
 )
 
 from rlhf_ppo.config import LoraConfig
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.hub import hub_problem
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.find import check_model_path
-from rlhf_ppo.models.load import check_causal_lm, load_causal_lm, load_classifier
-from rlhf_ppo.models.lora import base_path, check_start, fresh_adapter, using_adapter
+from rlhf_ppo.models.load import (
+    check_causal_lm,
+    check_classifier,
+    load_causal_lm,
+    load_classifier,
+)
+from rlhf_ppo.models.lora import base_path, check_start, using_adapter
 from rlhf_ppo.models.matching import Differences
 from rlhf_ppo.models.policy import build_policy
 from rlhf_ppo.models.save import generation_config, save_policy
@@ -166,6 +177,43 @@ def test_a_head_of_a_half_precision_base_is_trained_in_float32(folder: Path) -> 
     model(input_ids=IDS).logits.sum().backward()
     head = next(p for n, p in model.named_parameters() if "score.modules_to_save" in n)
     assert head.grad is not None and bool(head.grad.abs().sum() > 0)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1}
+SMALL |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+ENCODERS: dict[str, PretrainedConfig] = {
+    "bert": BertConfig(**SMALL),
+    "roberta": RobertaConfig(**SMALL),
+    "deberta": DebertaV2Config(**SMALL),
+    "distilbert": DistilBertConfig(vocab_size=300, dim=32, n_layers=1, n_heads=2, hidden_dim=32),
+}
+
+
+@pytest.mark.parametrize("config", ENCODERS.values(), ids=ENCODERS)
+def test_an_adapter_of_an_encoder_keeps_all_that_was_drawn_beside_the_trunk(
+    config: PretrainedConfig, tmp_path: Path
+) -> None:
+    """A pooler that the base lacks was drawn anew at each load: other scores each time."""
+    base = str(tmp_path / "base")
+    AutoModelForMaskedLM.from_config(config).save_pretrained(base)  # no pooler, no head
+    byte_tokenizer(chat=False).save_pretrained(base)
+    start = load_classifier(base, "float32", "here", new_head=True, seed=1)
+    model = fresh_adapter(start, LoraConfig(rank=2), "SEQ_CLS", 2).eval()
+    expected = model(input_ids=IDS).logits
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(tmp_path / "adapter")
+    path = str(tmp_path / "adapter")
+    check_classifier(path, "here")
+    for seed in (3, 4):
+        found = load_classifier(path, "float32", "here", seed=seed)
+        assert torch.allclose(found(input_ids=IDS).logits, expected, atol=1e-5)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    stored = load_file(file)
+    gone = next(name for name in stored if "lora_" not in name)
+    save_file({k: v for k, v in stored.items() if k != gone}, file, metadata={"format": "pt"})
+    name = gone.removeprefix("base_model.model.")
+    with pytest.raises(UserError, match=rf"here: .*adapter' lacks the weights .{name}"):
+        check_classifier(path, "here")
 
 
 def test_a_reward_model_can_start_from_a_classifier_of_several_labels(folder: Path) -> None:
