@@ -4,6 +4,7 @@ A conversational prompt (a list of messages) goes through the tokenizer's chat t
 string is taken as it is. This is TRL's rule, so that all stages see the same tokens.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,7 +36,7 @@ Text = str | list[Message]
 
 # A word that no template changes, to see what it writes around an answer.
 _PROBE = "xqzprobezqx"
-# What `strftime_now` gives: templates that write the date would make other tokens every day.
+# What templates write as the date of today: they would make other tokens every day.
 WRITTEN_DATE = datetime(2024, 7, 26)
 
 
@@ -177,11 +178,12 @@ def render(
     marked: list[Any] = [
         message | {"content": mark(tokenizer, message["content"])} for message in messages
     ]
-    dated = "strftime_now" in str(tokenizer.chat_template)
-    options: dict[str, Any] = {"strftime_now": WRITTEN_DATE.strftime} if dated else {}
     try:
         text: Any = tokenizer.apply_chat_template(
-            marked, add_generation_prompt=generation_prompt, tokenize=False, **options
+            marked,
+            chat_template=_undated(tokenizer.chat_template),
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
         )
     except Exception as error:  # a template is a program: it may raise anything
         place = f"{where}: " if where else ""
@@ -283,6 +285,17 @@ def as_text(text: Text) -> str:
     if isinstance(text, str):
         return text
     return "\n".join(message["content"] for message in text)
+
+
+def _undated(template: Any) -> Any:
+    """A template with a fixed date in place of today's."""
+    if not isinstance(template, str):
+        return None  # several named ones: Transformers chooses
+    return re.sub(
+        r"""strftime_now\(\s*["']([^"']*)["']\s*\)""",
+        lambda found: repr(WRITTEN_DATE.strftime(found[1])),
+        template,
+    )
 
 
 def _begun(begin: list[int], ids: list[int]) -> list[int]:

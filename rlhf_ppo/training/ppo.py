@@ -136,8 +136,8 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         sources=weighed.moments,
     )
     clock.lap("time/update")
-    contexts = [item.prompt.text for item in prompts]
-    texts = response_texts(run.roles.tokenizer, rollout.responses.tokens, contexts)
+    questions = [item.prompt.text for item in prompts]
+    texts = response_texts(run.roles.tokenizer, rollout.responses.tokens, questions)
     if config.rollout.samples_per_prompt > 1:
         metrics |= group_metrics(rollout.responses.prompt_rows.tolist(), texts, weighed.scores)
     if run.gold is not None:
