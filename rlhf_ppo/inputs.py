@@ -117,6 +117,7 @@ class Checked:
     sizes: dict[str, int]  # by setting: how many prompts are short enough
     policy: PretrainedConfig | None  # the model's configuration; None: not made yet
     longest_prompt: int  # tokens
+    tokenizer: PreTrainedTokenizerBase  # the policy's
 
 
 def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Checked:
@@ -142,7 +143,7 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
     raise_all(problems)
     used = {setting: item.used for setting, item in inputs.report.sources.items()}
     sizes = {setting: used.get(setting, 0) for setting in inputs.prompts}
-    return Checked(sizes, model, max(longest))
+    return Checked(sizes, model, max(longest), tokenizer)
 
 
 def _policy_parts(

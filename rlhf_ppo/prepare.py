@@ -13,7 +13,7 @@ from rlhf_ppo.models.lora import check_start, is_adapter
 from rlhf_ppo.models.save import find_values
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
 from rlhf_ppo.preflight import check_machine
-from rlhf_ppo.resources import plan_memory
+from rlhf_ppo.resources import NoForecast, plan_memory
 from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
 from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
@@ -30,7 +30,7 @@ class Prepared:
     inputs: Inputs
     processes: Processes
     plan: Plan | None  # None: PPO is not among the stages
-    memory: Forecast | None
+    memory: Sequence[Forecast | NoForecast]  # one a stage; none: the policy is not made yet
 
 
 def prepare(config: Config, stages: Sequence[str]) -> Prepared:
@@ -47,9 +47,7 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
     check_machine(config, processes.device)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
-    memory = None
-    if plan is not None and checked.policy is not None:
-        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
+    memory = plan_memory(config, stages, inputs, checked, plan, processes)
     return Prepared(stages, inputs, processes, plan, memory)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import peft
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from transformers import (
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.dropout import disable_dropout
 from rlhf_ppo.models.lora import base_path, is_adapter, read_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -230,19 +230,6 @@ def check_model_path(path: str, setting: str) -> None:
             raise UserError(f"{setting}: {path} holds no config.json; it is not a model folder.")
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{setting}: no such model folder: {path}. Give a folder or a hub id.")
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0: with dropout on, the ratio is not 1 at the first step."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
-        for module in model.modules():
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-        if hasattr(getattr(model, "config", None), name):
-            setattr(model.config, name, 0.0)
 
 
 def stop_token_ids(

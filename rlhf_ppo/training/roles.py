@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.models.forward import check_output_layer
 from rlhf_ppo.models.load import (
     check_installed,
     check_same_vocabulary,
@@ -22,8 +21,10 @@ from rlhf_ppo.models.lora import base_path
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
 from rlhf_ppo.models.save import load_values
 from rlhf_ppo.models.shared import SharedBase
+from rlhf_ppo.models.trial import try_language_model, try_value_trunk
 from rlhf_ppo.rewards.sources import Places, load_sources
 from rlhf_ppo.rollout.collect import Roles
+from rlhf_ppo.rollout.decoder import way_of
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.stamps import ModelPaths
 from rlhf_ppo.training.distributed import Processes
@@ -47,7 +48,6 @@ def build_roles(
         quantization=config.policy.quantization,
         device=device,
     )
-    check_output_layer(base_model(lm), paths.reference)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
@@ -69,6 +69,7 @@ def build_roles(
         load_values(policy, paths.reference)
     optimizer = make_optimizer(config, policy)
     policy.to(device)
+    _try_policy(policy, paths.reference, in_training=config.policy.gradient_checkpointing)
     if reward is None:
         places = Places(device, offload, _shared_base(config, policy, paths.reference))
         reward = load_sources(config.reward, paths.reward_model, places)
@@ -82,6 +83,15 @@ def build_roles(
         autocast=processes.autocast,
     )
     return roles, optimizer
+
+
+def _try_policy(policy: PolicyWithValueHead, path: str, *, in_training: bool) -> None:
+    """See that the policy's numbers are those of its own forward pass, sampled or scored."""
+    base = base_model(policy.lm)
+    try_language_model(base, f"policy.path = {path!r}", in_training=in_training)
+    way_of(base)
+    if policy.value_trunk is not None:
+        try_value_trunk(policy.value_trunk, "value.model")
 
 
 def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
@@ -104,8 +114,10 @@ def load_for_evaluation(
 
     policy = PolicyWithValueHead(load(policy_path, "policy")).eval().requires_grad_(False)
     reference = FrozenPolicy(load(paths.reference, "policy.path"))
+    policy.to(device)
+    _try_policy(policy, policy_path, in_training=False)
     return Roles(
-        policy=policy.to(device),
+        policy=policy,
         policy_forward=_Autocast(policy, processes),
         reference=reference if offload else reference.to(device),
         reward=load_sources(config.reward, paths.reward_model, Places(device, offload)),
@@ -123,7 +135,9 @@ def load_other(config: Config, path: str, setting: str, processes: Processes) ->
     quantization, device = config.policy.quantization, processes.device
     dtype = config.policy.dtype
     lm = load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
-    return FrozenPolicy(lm).to(device)
+    found = FrozenPolicy(lm).to(device)
+    try_language_model(base_model(found.lm), f"{setting} = {path!r}")
+    return found
 
 
 def sampling_settings(config: Config, roles: Roles) -> SamplingSettings:

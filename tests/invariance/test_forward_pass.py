@@ -12,8 +12,8 @@ from torch import Tensor
 from rlhf_ppo.algorithm.batch import Tokens
 from rlhf_ppo.config import LoraConfig, ValueConfig
 from rlhf_ppo.models import forward
+from rlhf_ppo.models.dropout import disable_dropout
 from rlhf_ppo.models.forward import check_output_layer, lay_out
-from rlhf_ppo.models.load import disable_dropout
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
 
 VALUE_WEIGHTS = torch.linspace(-1, 1, 32)
