@@ -363,8 +363,9 @@ def special_tokens(tokenizer: Any) -> dict[str, Any]:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> str:
     """A folder as a user has it; returns its path."""
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -169,7 +169,7 @@ def build_policy(
     if isinstance(lm, peft.PeftModel):
         copy_policy_adapter(lm, REFERENCE, trained=False)
     elif lora is not None:  # fresh adapters change nothing until they are trained
-        trained = peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
+        trained = _with_adapters(lm, lora)
     if value.model == "adapter":
         copy_policy_adapter(trained, VALUE, trained=True)
     policy = PolicyWithValueHead(trained, value_trunk)
@@ -178,6 +178,16 @@ def build_policy(
             policy.value_head.weight.copy_(score_head(reward_model).weight)
     # train() switches checkpointing on in Transformers' models; dropout is 0 already.
     return policy.train(gradient_checkpointing)
+
+
+def _with_adapters(lm: PreTrainedModel, lora: LoraConfig) -> peft.PeftModel:
+    try:
+        return peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
+    except ValueError as error:  # layers that PEFT does not adapt (Mamba's), or none of that name
+        raise UserError(
+            f"lora.target_modules: {type(lm).__name__} (model type {lm.config.model_type}): "
+            f"{str(error).splitlines()[0]} Name the layers to adapt as a list."
+        ) from error
 
 
 def _value_trunk(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from rlhf_ppo.data.template import Text, check_template, encode_conversation
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import micro_batches
 from rlhf_ppo.models.packing import enable_packing, run_packed, takes_packed
+from rlhf_ppo.models.trial import as_evaluated, first_line
 from rlhf_ppo.rewards.judgement import Missing, Score, as_score
+
+Way = Literal["packed", "padded", "alone"]
 
 
 class RewardModel:
@@ -55,7 +58,7 @@ class RewardModel:
         self.pad = int(self.model.config.pad_token_id or 0)
         with self.within():
             enable_packing(model, model.base_model)
-            self.packs = takes_packed(model.base_model, 1) and self._packs_alike()
+            self.way = self._try_ways()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """One entry a response; see `score_texts`."""
@@ -90,9 +93,17 @@ class RewardModel:
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         longest = max(len(ids) for ids in encoded)
-        fits = self.packs and takes_packed(self.model.base_model, longest)
-        outputs = self._packed(encoded) if fits else self._padded(encoded)
+        fits = self.way != "packed" or takes_packed(self.model.base_model, longest)
+        outputs = self._outputs(encoded, self.way if fits else "padded")
         return outputs[:, self.output].float().cpu()
+
+    def _outputs(self, encoded: list[list[int]], way: Way) -> Tensor:
+        """Outputs (B, L) of conversations: in one row, padded, or each by itself."""
+        if way == "packed":
+            return self._packed(encoded)
+        if way == "padded":
+            return self._padded(encoded)
+        return torch.cat([self._padded([ids]) for ids in encoded])
 
     def _packed(self, encoded: list[list[int]]) -> Tensor:
         """Outputs (B, L): the head sees one token a conversation, the last that is not padding."""
@@ -126,16 +137,37 @@ class RewardModel:
         return outputs
 
     @torch.no_grad()
-    def _packs_alike(self) -> bool:
-        """Whether the model pools as `_packed` does; otherwise its rows are padded."""
+    def _try_ways(self) -> Way:
+        """The fastest way that gives each conversation the score that it has by itself.
+
+        Raises:
+            UserError: the model cannot score a conversation at all.
+        """
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         rows = [[(7 * row + place) % vocabulary for place in range(row + 2)] for row in range(4)]
         rows[1][-1] = self.pad
+        with as_evaluated(self.model):
+            try:
+                expected = self._outputs(rows, "alone")
+            except Exception as error:  # of any model's own code
+                kind = f"{type(self.model).__name__} (model type {self.model.config.model_type})"
+                raise UserError(
+                    f"{self.setting}.path: {kind} cannot score a conversation: {first_line(error)}"
+                ) from error
+            ways: list[Way] = ["packed", "padded"]
+            if not takes_packed(self.model.base_model, 1):
+                ways = ["padded"]
+            return next((way for way in ways if self._says_the_same(rows, way, expected)), "alone")
+
+    def _says_the_same(self, rows: list[list[int]], way: Way, expected: Tensor) -> bool:
         try:
-            found, expected = self._packed(rows).float(), self._padded(rows).float()
-            return torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
-        except (AttributeError, ValueError, RuntimeError):
+            found = self._outputs(rows, way).float()
+        except Exception:  # of any model's own code: another way is tried
             return False
+        half = self.model.dtype in (torch.bfloat16, torch.float16)
+        tolerance = 2e-2 if half else 1e-4
+        size = float(expected.abs().max())
+        return torch.allclose(found, expected.float(), rtol=0, atol=tolerance * max(size, 1e-6))
 
 
 def output_of(model: PretrainedConfig, source: ModelSource, setting: str) -> int:
