@@ -12,7 +12,7 @@ from rlhf_ppo.models.load import check_model_path
 from rlhf_ppo.models.lora import check_start, is_adapter
 from rlhf_ppo.models.save import find_values
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
-from rlhf_ppo.preflight import check_machine
+from rlhf_ppo.preflight import check_families, check_machine
 from rlhf_ppo.resources import NoForecast, plan_memory
 from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
 from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
@@ -46,6 +46,7 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     checked = check_inputs(config, stages, inputs)
     processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
     check_machine(config, processes.device)
+    check_families(config, stages)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
     memory = plan_memory(config, stages, inputs, checked, plan, processes)
     return Prepared(stages, inputs, processes, plan, memory)

@@ -2,7 +2,7 @@
 
     python tools/model_matrix.py                        # all, ten to twenty minutes on one core
     python tools/model_matrix.py --only gemma2,mamba    # some
-    python tools/model_matrix.py --write                # and the table into docs/models.md
+    python tools/model_matrix.py --write                # and what was found into docs/models.md
 
 For each language model a tiny random one is saved as a user has it. `scripts/train.py` makes one
 PPO step, once with all weights trained and values on the policy's trunk, once with LoRA and a value
@@ -85,8 +85,6 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the table into docs/models.md")
     arguments = parser.parse_args()
     only = arguments.only.split(",") if arguments.only else None
-    if only and arguments.write:
-        parser.error("--write needs all families")
     torch.set_num_threads(1)
     places = [("causal", name, cell) for name in CAUSAL for cell in CELLS]
     places += [("reward", name, "reward") for name in REWARD]
@@ -262,22 +260,32 @@ def largest_score_difference(folder: Path, rollout: Any, prompts: list[Any]) -> 
 
 
 def write_table(found: dict[Place, Cell]) -> None:
-    """Put the tables between the marks in docs/models.md."""
+    """Put what was found between the marks in docs/models.md; rows of other families stay."""
     text = DOCS.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    DOCS.write_text(f"{before}{BEGIN}\n{table(found)}{END}{after}", encoding="utf-8")
+    old, after = rest.split(END)
+    DOCS.write_text(f"{before}{BEGIN}\n{table(found, old)}{END}{after}", encoding="utf-8")
 
 
-def table(found: dict[Place, Cell]) -> str:
+def table(found: dict[Place, Cell], old: str) -> str:
     """Both tables as Markdown."""
-    lines = ["| language model | " + " | ".join(CELLS) + " |", "|---" * (len(CELLS) + 1) + "|"]
-    for name in CAUSAL:
-        cells = [found["causal", name, cell] for cell in CELLS]
-        lines.append(f"| {name} | " + " | ".join(shown(cell) for cell in cells) + " |")
-    lines += ["", "| reward model | scores |", "|---|---|"]
-    lines += [f"| {name} | {shown(found['reward', name, 'reward'])} |" for name in REWARD]
-    return "\n".join(lines) + "\n"
+    parts = []
+    for kind, title, names, cells in (
+        ("causal", "language model", CAUSAL, list(CELLS)),
+        ("reward", "reward model", REWARD, ["reward"]),
+    ):
+        head = f"| {title} | " + " | ".join(cells if kind == "causal" else ["scores"]) + " |"
+        _, _, kept = old.partition(f"| {title} |")
+        lines = [head, "|---" * (len(cells) + 1) + "|"]
+        for name in names:
+            if (kind, name, cells[0]) in found:
+                made = " | ".join(shown(found[kind, name, cell]) for cell in cells)
+                lines.append(f"| {name} | {made} |")
+            else:
+                before = kept.split("\n\n")[0].splitlines()
+                lines += [line for line in before if line.startswith(f"| {name} |")]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def shown(cell: Cell) -> str:
