@@ -15,7 +15,7 @@ from rlhf_ppo.data.report import TooLong
 from rlhf_ppo.data.template import Text, assumed_template, check_template
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.models import families
-from rlhf_ppo.models.families import check_one_stack
+from rlhf_ppo.models.families import check_kind
 from rlhf_ppo.models.load import (
     adapter_outputs,
     check_installed,
@@ -80,7 +80,7 @@ def check_families(config: Config, stages: Sequence[str]) -> None:
 
 def _check_policy_family(config: Config, setting: str, path: str) -> None:
     kind = load_model_config(path, setting)
-    check_one_stack(kind, f"{setting} = {path!r}")
+    check_kind(kind, f"{setting} = {path!r}")
     if kind.model_type in families.POLICIES or config.policy.quantization is not None:
         return
     model = load_causal_lm(path, config.policy.dtype, setting)
@@ -93,7 +93,7 @@ def _check_policy_family(config: Config, setting: str, path: str) -> None:
 def _check_reward_family(source: ModelSource, setting: str) -> None:
     path = source.path or ""
     kind = load_model_config(path, f"{setting}.path")
-    check_one_stack(kind, f"{setting}.path = {path!r}")
+    check_kind(kind, f"{setting}.path = {path!r}")
     if kind.model_type not in families.REWARD_MODELS:
         model = load_classifier(path, source.dtype, f"{setting}.path")
         RewardModel(model, load_tokenizer(path, f"{setting}.path"), source, setting)

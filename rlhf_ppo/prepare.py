@@ -43,10 +43,10 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     _check_starting_points(config, stages)
     inputs = read_inputs(config, stages)
     quieten_libraries()
+    check_families(config, stages)
     checked = check_inputs(config, stages, inputs)
     processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
     check_machine(config, processes.device)
-    check_families(config, stages)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
     memory = plan_memory(config, stages, inputs, checked, plan, processes)
     return Prepared(stages, inputs, processes, plan, memory)

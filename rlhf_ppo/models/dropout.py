@@ -13,6 +13,8 @@ from transformers import PretrainedConfig
 # Parts of the names of probabilities: `attn_pdrop`, `layerdrop`, `drop_path_rate`, `dropout_p`;
 # `router_jitter_noise`, `moe_jitter_eps` (noise in a router of experts).
 NOISE = ("drop", "jitter")
+# PhiMoE's bounds which experts a token may go to, in evaluation as well.
+NO_NOISE = {"phimoe": {"router_jitter_noise", "jitter_noise"}}
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -21,14 +23,15 @@ def disable_dropout(model: nn.Module) -> None:
     Families keep a probability as a module of PyTorch, as one of their own (DeBERTa's), or as a
     number that a function reads, from the module (OPT, XGLM) or from the configuration.
     """
+    kept = NO_NOISE.get(getattr(getattr(model, "config", None), "model_type", ""), set())
     for module in model.modules():
         own = "drop" in type(module).__name__.lower()  # of one that does nothing else, all numbers
         for name, value in list(vars(module).items()):
-            if _is_probability(value) and (own or _names_noise(name)):
+            if _is_probability(value) and name not in kept and (own or _names_noise(name)):
                 setattr(module, name, 0.0)
     for config in _configurations(model):
         for name, value in list(vars(config).items()):
-            if _is_probability(value) and _names_noise(name):
+            if _is_probability(value) and name not in kept and _names_noise(name):
                 setattr(config, name, 0.0)
 
 

@@ -112,8 +112,19 @@ def trial_rows(model: Any, lengths: Sequence[int]) -> list[Tensor]:
     ]
 
 
-def alike(model: Any, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether two lists of (T, V) logits are equal up to the rounding of the model's numbers."""
+def alike(
+    model: Any,
+    found: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float = TOLERANCE,
+) -> bool:
+    """Whether two lists of (T, V) logits are equal up to the rounding of the model's numbers.
+
+    Args:
+        model: whose logits they are.
+        found, expected: the same tokens in both.
+        tolerance: in float32, as a share of the largest logit.
+    """
     one, other = (torch.cat(list(part)).float() for part in (found, expected))
     if not bool(torch.isfinite(other).all()):  # a model that is broken anyway is not judged here
         return True
@@ -123,7 +134,7 @@ def alike(model: Any, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bo
     difference = (one - other).abs() / scale
     if model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_quantized", False):
         return float(difference.mean()) <= HALF_TOLERANCE
-    return float(difference.max()) <= TOLERANCE
+    return float(difference.max()) <= tolerance
 
 
 @contextmanager

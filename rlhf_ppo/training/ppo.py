@@ -126,9 +126,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss, progress)
     if step == 1:
-        what = (
-            "the probability ratio to the policy that sampled is not 1 (policy/ratio_first_error)"
-        )
+        what = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
         _check_start(run, {what: stats.first_log_ratios})
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def with_another_reference(patch: pytest.MonkeyPatch) -> PpoRun:
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], PpoRun], str]] = {
-    "noise in training mode": (with_dropout, "not its own reference"),
+    "noise in training mode": (with_dropout, "sampler draws from another distribution"),
     "sampler": (with_another_temperature, "sampler draws from another distribution"),
     "old policy": (with_weights_that_move_in_between, "ratio to the policy at collection is not 1"),
     "reference": (with_another_reference, "not its own reference"),
@@ -149,8 +150,6 @@ def test_a_family_that_cannot_work_is_refused_by_name_before_anything_is_written
     assert run_here("train", ["--config", str(config)], tmp_path, monkeypatch) == 2
     shown = "".join(capsys.readouterr())
     assert "Traceback" not in shown
-    import re
-
     assert re.search(said, " ".join(shown.split())), shown
     assert not (tmp_path / "out").exists()
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import CAUSAL, REWARD, causal_lm, reward_model
+from families import CAUSAL, REWARD, causal_lm, model_type, reward_model
 from helpers import byte_tokenizer, encoded_prompts, plain_logprobs
 from torch import nn
 
 from rlhf_ppo.config import ValueConfig
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models import families
 from rlhf_ppo.models.dropout import disable_dropout
 from rlhf_ppo.models.packing import takes_packed
 from rlhf_ppo.models.policy import PolicyWithValueHead, build_policy
@@ -69,6 +70,15 @@ def test_no_noise_is_left_in_a_reward_model_either(name: str) -> None:
         assert torch.equal(model.train()(input_ids=ids).logits, expected)
 
 
+def test_routes_in_evaluation_are_no_noise() -> None:
+    """PhiMoE's `router_jitter_noise` decides which experts a token may go to, always."""
+    ids = torch.tensor([[20, 30, 40, 50, 60, 70]])
+    model = causal_lm("phimoe", TOKENIZER)
+    expected = model(input_ids=ids).logits
+    disable_dropout(model)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
 def test_what_only_sounds_like_dropout_is_left_alone() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
@@ -89,7 +99,7 @@ WAYS = {
     "opt": "padded",  # learned positions
     "gpt_neo": "padded",
     "qwen3_moe": "padded",
-    "modernbert-decoder": "padded",
+    "olmo3": "padded",
     "mamba": "equal",
     "falcon_mamba": "equal",
     "jamba": "equal",
@@ -98,6 +108,7 @@ WAYS = {
     "bamba": "equal",
     "rwkv": "whole",  # a state that is no Transformers cache
     "minimax": "whole",  # a cache of its own
+    "zamba2": "whole",  # other time steps, one token at a time
     "recurrent_gemma": "whole",  # keeps states in its layers, where no cache can move them
 }
 
@@ -184,4 +195,7 @@ def test_the_table_in_the_docs_has_every_family_of_the_tool() -> None:
         for name in names:
             rows = [line for line in lines if line.startswith(f"| {name} |")]
             assert len(rows) == 1, name
-            assert "wrong" not in rows[0] and "crashed" not in rows[0]
+            assert "wrong:" not in rows[0] and "crashed:" not in rows[0]
+            known = families.POLICIES if names is CAUSAL else families.REWARD_MODELS
+            works = rows[0].startswith(f"| {name} | right:")
+            assert (model_type(name) in known) == works, name
