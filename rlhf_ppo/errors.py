@@ -21,7 +21,9 @@ class UserError(Exception):
 
 
 class GuardError(Exception):
-    """A run ended before its time by `guard`: its policy is saved, and the message says why.
+    """A run ended before its time, and the message says why; its policy is saved.
+
+    Only where the first step shows that the numbers of the policy are wrong, nothing is saved.
 
     The scripts print it without a traceback and exit with code 3.
     """

@@ -188,6 +188,7 @@ class Checked:
     sizes: dict[str, int]  # by setting: how many prompts are used
     policy: PretrainedConfig | None  # the model's configuration; None: not made yet
     longest_prompt: int  # tokens
+    tokenizer: PreTrainedTokenizerBase  # the policy's
 
 
 def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Checked:
@@ -222,7 +223,7 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
         problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
     sizes = {setting: len(prompts) for setting, prompts in inputs.prompts.items()}
-    return Checked(inputs, sizes, model, longest)
+    return Checked(inputs, sizes, model, longest, tokenizer)
 
 
 def _policy_parts(

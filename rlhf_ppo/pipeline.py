@@ -33,7 +33,7 @@ from rlhf_ppo.plan import generated_batches, make_plan
 from rlhf_ppo.preflight import assumptions
 from rlhf_ppo.prepare import STAGES, Prepared, finished_stages, prepare
 from rlhf_ppo.report.page import write_report
-from rlhf_ppo.resources import check_memory
+from rlhf_ppo.resources import NoForecast, check_memory
 from rlhf_ppo.rewards.combine import normalized_sources
 from rlhf_ppo.rollout.collect import Roles
 from rlhf_ppo.stamps import (
@@ -71,8 +71,7 @@ def run_pipeline(config: Config, stages: Sequence[str] = STAGES) -> None:
         stamps = make_stamps(config)
         if processes.is_main:
             _show_memory(prepared.memory)
-        if prepared.memory is not None:
-            check_memory(config, prepared.memory, processes.sharers)
+        check_memory(config, prepared.memory, processes.sharers)
         finished = finished_stages(config, stages, stamps)
         processes.wait()  # all have looked before one writes
         busy = set(stages) > finished
@@ -98,8 +97,7 @@ def show_plans(config: Config) -> None:
         say("what the run will do:")
         show_plan(prepared.plan.lines())
         _show_memory(prepared.memory)
-    if prepared.memory is not None:
-        check_memory(config, prepared.memory, prepared.processes.sharers)
+    check_memory(config, prepared.memory, prepared.processes.sharers)
 
 
 def _show_data(config: Config, inputs: Inputs) -> None:
@@ -145,10 +143,13 @@ def _run_stages(
     return stopped
 
 
-def _show_memory(memory: Forecast | None) -> None:
-    if memory is not None:
-        say("memory of PPO on this device, by role and phase:")
-        show_plan(memory.lines())
+def _show_memory(memory: Sequence[Forecast | NoForecast]) -> None:
+    for each in memory:
+        if isinstance(each, NoForecast):
+            say(str(each))
+            continue
+        say(f"memory of {each.stage} on this device, by role and phase:")
+        show_plan(each.lines())
 
 
 def _share_of_later(config: Config, prepared: Prepared, stage: str, later: Sequence[str]) -> float:

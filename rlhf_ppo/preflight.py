@@ -16,20 +16,26 @@ from rlhf_ppo.data.prompt_fitting import Reader
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts
 from rlhf_ppo.data.template import Text, assumed_template, check_template
 from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.models import families
+from rlhf_ppo.models.families import check_kind
 from rlhf_ppo.models.limits import limits_of, missing_token
 from rlhf_ppo.models.load import (
     adapter_outputs,
     check_installed,
     check_same_vocabulary,
     check_stop_tokens,
+    load_causal_lm,
+    load_classifier,
     load_model_config,
     load_tokenizer,
 )
 from rlhf_ppo.models.lora import is_adapter
-from rlhf_ppo.rewards.classifier import output_of
+from rlhf_ppo.models.trial import try_language_model
+from rlhf_ppo.rewards.classifier import RewardModel, output_of
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.service import RewardService
 from rlhf_ppo.rewards.sources import setting_of
+from rlhf_ppo.rollout.decoder import way_of
 
 
 def check_machine(config: Config, device: torch.device) -> None:
@@ -51,6 +57,49 @@ def check_machine(config: Config, device: torch.device) -> None:
             "are already. Set it to false."
         )
     raise_all(problems)
+
+
+def check_families(config: Config, stages: Sequence[str]) -> None:
+    """Every given model is of a family that works; one that nobody has tried is tried here.
+
+    Raises:
+        UserError: lists all that are not.
+    """
+    problems: list[str] = []
+    policies = {"policy.path": config.policy.path}
+    if "evaluation" in stages:
+        policies["evaluation.policy"] = config.evaluation.policy
+        others = config.evaluation.models
+        policies |= {f"evaluation.models.{name}": path for name, path in others.items()}
+    for setting, path in policies.items():
+        if path is not None:
+            problems += problem_of(partial(_check_policy_family, config, setting, path))
+    if {"ppo", "evaluation"} & set(stages):
+        for name, leaf in leaves(config.reward.sources):
+            if isinstance(leaf, ModelSource) and leaf.path is not None:
+                problems += problem_of(partial(_check_reward_family, leaf, setting_of(name)))
+    raise_all(problems)
+
+
+def _check_policy_family(config: Config, setting: str, path: str) -> None:
+    kind = load_model_config(path, setting)
+    check_kind(kind, f"{setting} = {path!r}")
+    if kind.model_type in families.POLICIES or config.policy.quantization is not None:
+        return
+    model = load_causal_lm(path, config.policy.dtype, setting)
+    try_language_model(
+        model, f"{setting} = {path!r}", in_training=config.policy.gradient_checkpointing
+    )
+    way_of(model)
+
+
+def _check_reward_family(source: ModelSource, setting: str) -> None:
+    path = source.path or ""
+    kind = load_model_config(path, f"{setting}.path")
+    check_kind(kind, f"{setting}.path = {path!r}")
+    if kind.model_type not in families.REWARD_MODELS:
+        model = load_classifier(path, source.dtype, f"{setting}.path")
+        RewardModel(model, load_tokenizer(path, f"{setting}.path"), source, setting)
 
 
 def assumptions(config: Config, texts: Sequence[Text]) -> list[str]:

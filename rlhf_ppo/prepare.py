@@ -12,8 +12,8 @@ from rlhf_ppo.models.find import check_model_path
 from rlhf_ppo.models.lora import check_start, is_adapter
 from rlhf_ppo.models.save import find_values
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
-from rlhf_ppo.preflight import check_machine
-from rlhf_ppo.resources import plan_memory
+from rlhf_ppo.preflight import check_families, check_machine
+from rlhf_ppo.resources import NoForecast, plan_memory
 from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
 from rlhf_ppo.training.checkpoint import check_checkpoint, list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
@@ -32,7 +32,7 @@ class Prepared:
     inputs: Inputs
     processes: Processes
     plan: Plan | None  # None: PPO is not among the stages
-    memory: Forecast | None
+    memory: Sequence[Forecast | NoForecast]  # one a stage; none: the policy is not made yet
 
 
 def prepare(config: Config, stages: Sequence[str]) -> Prepared:
@@ -48,6 +48,7 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     check_weights(config, stages)
     with activity("reading the data"):
         inputs = read_inputs(config, stages)
+    check_families(config, stages)
     with activity("checking the data with the tokenizers and rewards"):
         checked = check_inputs(config, stages, inputs)
     processes = Processes(config)
@@ -55,10 +56,8 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
     if checked.policy is not None:
         check_adapter_targets(config, checked.policy)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
-    memory = None
-    if plan is not None and checked.policy is not None:
-        with activity("forecasting the memory"):
-            memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
+    with activity("forecasting the memory"):
+        memory = plan_memory(config, stages, checked.inputs, checked, plan, processes)
     return Prepared(stages, checked.inputs, processes, plan, memory)
 
 

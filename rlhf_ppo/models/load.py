@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from transformers import (
 
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.adapters import attach_adapter, check_mergeable, merge_adapter
+from rlhf_ppo.models.dropout import disable_dropout
 from rlhf_ppo.models.files import (
     ADAPTER_WEIGHTS,
     TOKENIZER_FILES,
@@ -329,19 +329,6 @@ def read_head(path: str) -> dict[str, torch.Tensor] | None:
             if key.split(".")[-2] in ("score", "classifier")
         }
     return head if "weight" in head else None
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0: with dropout on, the ratio is not 1 at the first step."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
-        for module in model.modules():
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-        if hasattr(getattr(model, "config", None), name):
-            setattr(model.config, name, 0.0)
 
 
 def stop_token_ids(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import micro_batches
 from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.packing import enable_packing, run_packed, takes_packed
+from rlhf_ppo.models.trial import as_evaluated, first_line
 from rlhf_ppo.rewards.judgement import Missing, Score, as_score
+
+Way = Literal["packed", "padded", "alone"]
 
 
 class RewardModel:
@@ -61,9 +64,7 @@ class RewardModel:
         self._vocabularies: dict[int, bool] = {}
         with self.within():
             enable_packing(model, model.base_model)
-            self.pads = True  # until it is tried
-            self.pads = self._pads_alike()
-            self.packs = takes_packed(model.base_model, 1) and self._packs_alike()
+            self.ways = self._try_ways()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """One entry a response; see `score_texts`."""
@@ -133,9 +134,17 @@ class RewardModel:
 
     def _forward(self, encoded: list[list[int]]) -> Tensor:
         longest = max(len(ids) for ids in encoded)
-        fits = self.packs and takes_packed(self.model.base_model, longest)
-        outputs = self._packed(encoded) if fits else self._padded(encoded)
-        return outputs[:, self.output].float().cpu()
+        fits = takes_packed(self.model.base_model, longest)
+        way = next(way for way in self.ways if fits or way != "packed")
+        return self._outputs(encoded, way)[:, self.output].float().cpu()
+
+    def _outputs(self, encoded: list[list[int]], way: Way) -> Tensor:
+        """Outputs (B, L) of conversations: in one row, padded, or each by itself."""
+        if way == "packed":
+            return self._packed(encoded)
+        if way == "padded":
+            return self._padded(encoded)
+        return torch.cat([self._padded([ids]) for ids in encoded])
 
     def _packed(self, encoded: list[list[int]]) -> Tensor:
         """Outputs (B, L): the head sees one token a conversation, the last that is not padding."""
@@ -156,8 +165,6 @@ class RewardModel:
 
     def _padded(self, encoded: list[list[int]]) -> Tensor:
         """Outputs (B, L) by the model's own forward pass and pooling."""
-        if len(encoded) > 1 and not self.pads:
-            return torch.cat([self._padded([ids]) for ids in encoded])
         pad = _unused(encoded) if self.pad is None else self.pad
         width = max(len(ids) for ids in encoded)
         ids = torch.full((len(encoded), width), pad)
@@ -176,27 +183,37 @@ class RewardModel:
         return outputs
 
     @torch.no_grad()
-    def _pads_alike(self) -> bool:
-        """Whether rows padded on the right score as each alone; otherwise they are run alone.
+    def _try_ways(self) -> list[Way]:
+        """Those that give each conversation the score that it has by itself, the fastest first.
 
-        Models that pool at the very last place, or count end tokens over a batch, do not.
+        Models that pool at the very last place, or count end tokens over a batch, cannot be padded.
+
+        Raises:
+            UserError: the model cannot score a conversation at all.
         """
-        rows, end = self._trial_rows(), self.model.config.eos_token_id
-        if self.model.config.is_encoder_decoder:  # there they read their score
-            rows = [[*row, end] for row in rows]
-        try:
-            return _alike(self._padded(rows), torch.cat([self._padded([ids]) for ids in rows]))
-        except (ValueError, RuntimeError, IndexError):
-            return False
-
-    @torch.no_grad()
-    def _packs_alike(self) -> bool:
-        """Whether the model pools as `_packed` does; otherwise its rows are padded."""
         rows = self._trial_rows()
+        with as_evaluated(self.model):
+            try:
+                expected = self._outputs(rows, "alone")
+            except Exception as error:  # of any model's own code
+                kind = f"{type(self.model).__name__} (model type {self.model.config.model_type})"
+                raise UserError(
+                    f"{self.setting}.path: {kind} cannot score a conversation: {first_line(error)}"
+                ) from error
+            ways: list[Way] = ["packed", "padded"]
+            if not takes_packed(self.model.base_model, 1):
+                ways = ["padded"]
+            return [*(way for way in ways if self._says_the_same(rows, way, expected)), "alone"]
+
+    def _says_the_same(self, rows: list[list[int]], way: Way, expected: Tensor) -> bool:
         try:
-            return _alike(self._packed(rows), self._padded(rows))
-        except (AttributeError, ValueError, RuntimeError):
+            found = self._outputs(rows, way).float()
+        except Exception:  # of any model's own code: another way is tried
             return False
+        half = self.model.dtype in (torch.bfloat16, torch.float16)
+        tolerance = 2e-2 if half else 1e-4
+        size = float(expected.abs().max())
+        return torch.allclose(found, expected.float(), rtol=0, atol=tolerance * max(size, 1e-6))
 
     def _trial_rows(self) -> list[list[int]]:
         """Four short rows of different lengths, one with the pad token at its end."""
@@ -204,13 +221,9 @@ class RewardModel:
         rows = [[(7 * row + place) % vocabulary for place in range(row + 2)] for row in range(4)]
         if self.pad is not None:
             rows[1][-1] = self.pad
+        if self.model.config.is_encoder_decoder:  # there they read their score
+            rows = [[*row, int(self.model.config.eos_token_id)] for row in rows]
         return rows
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Equal up to rounding, in half precision too."""
-    found, expected = found.float(), expected.float()
-    return torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.std()))
 
 
 def _unused(encoded: list[list[int]]) -> int:

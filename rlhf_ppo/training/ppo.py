@@ -17,6 +17,8 @@ from rlhf_ppo.config import Config, PpoConfig
 from rlhf_ppo.console import sample_text
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
+from rlhf_ppo.errors import GuardError
+from rlhf_ppo.models.policy import base_model
 from rlhf_ppo.plan import judging_tokens
 from rlhf_ppo.rewards.combine import weigh
 from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
@@ -27,7 +29,7 @@ from rlhf_ppo.rollout.noise import derive_seed, generator, sampling_noise
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.failures import save_failure
-from rlhf_ppo.training.guard import observe
+from rlhf_ppo.training.guard import Rounding, first_step_trouble, observe
 from rlhf_ppo.training.metrics import (
     Metrics,
     group_metrics,
@@ -114,6 +116,8 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
     again = progress.watch.rollbacks
     rollout, prompts, failures = _collect_scored(run, step, asked, clock, again)
+    if step == 1:
+        _check_start(run, _start_differences(rollout))
 
     weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
     scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
@@ -122,6 +126,9 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     factor = _set_learning_rate(run, step, again)
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss, progress)
+    if step == 1:
+        what = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
+        _check_start(run, {what: stats.first_log_ratios})
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
     metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
@@ -155,6 +162,46 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
     return after, metrics, sample_text(prompts[0].prompt.text, texts[0], float(weighed.scores[0]))
+
+
+def _start_differences(rollout: Rollout) -> dict[str, torch.Tensor]:
+    """(N,) nats a token that are 0 as long as nothing has been learnt, by what that says."""
+    mask = rollout.responses.tokens.response_mask
+    sampler = rollout.logprobs - rollout.responses.sampling_logprobs
+    return {
+        "the sampler draws from another distribution than the forward pass scores "
+        "(policy/sampler_gap)": sampler[mask],
+        "the policy is not its own reference (kl/ref)": (rollout.logprobs - rollout.ref_logprobs)[
+            mask
+        ],
+    }
+
+
+def _check_start(run: PpoRun, differences: dict[str, torch.Tensor]) -> None:
+    """A policy that has learnt nothing yet is its own sampler, reference and old policy.
+
+    Raises:
+        GuardError: it is not, by more than rounding; all that would follow would be wrong.
+    """
+    reason = first_step_trouble(_rounding(run), differences)
+    if reason is not None:
+        kind = base_model(run.roles.policy.lm).config.model_type
+        raise GuardError(
+            f"{reason}. PPO's numbers would mean nothing for this model (model type {kind}), so "
+            "the run stops and saves no policy. Known ways out: policy.gradient_checkpointing "
+            "false, hardware.mixed_precision no, policy.dtype float32, or a model of a family "
+            "listed in docs/models.md."
+        )
+
+
+def _rounding(run: PpoRun) -> Rounding:
+    """What a forward pass of the policy computes in."""
+    model, precision = run.config.policy, run.processes.precision
+    if run.processes.half or model.dtype != "float32" or model.quantization is not None:
+        kinds = [model.dtype, *([precision] if run.processes.half else [])]
+        return Rounding(f"rounding in {' and '.join(kinds)}", half=True)
+    # "high" lets a GPU multiply in TF32, which has as few digits as float16.
+    return Rounding("rounding in float32", torch.get_float32_matmul_precision() != "highest")
 
 
 def _carry_on(

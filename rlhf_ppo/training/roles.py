@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.models.forward import check_output_layer
 from rlhf_ppo.models.load import (
     check_installed,
     check_same_vocabulary,
@@ -22,8 +21,10 @@ from rlhf_ppo.models.lora import base_path
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
 from rlhf_ppo.models.save import load_values
 from rlhf_ppo.models.shared import SharedBase
+from rlhf_ppo.models.trial import try_language_model, try_value_trunk
 from rlhf_ppo.rewards.sources import Places, load_sources
 from rlhf_ppo.rollout.collect import Roles
+from rlhf_ppo.rollout.decoder import way_of
 from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.stamps import ModelPaths
@@ -41,7 +42,6 @@ def build_roles(
     tokenizer = load_tokenizer(paths.reference, "policy.path")
     device, offload = processes.device, config.hardware.offload
     lm = _start(config, paths.reference, device, keep_adapter=config.lora is not None)
-    check_output_layer(base_model(lm), paths.reference)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
@@ -69,6 +69,7 @@ def build_roles(
         load_values(policy, paths.reference)
     optimizer = make_optimizer(config, policy)
     policy.to(device)
+    _try_policy(policy, paths.reference, in_training=config.policy.gradient_checkpointing)
     if reward is None:
         base = _shared_base(config, policy, paths.reference)
         places = Places(device, offload, base, config.seed)
@@ -101,6 +102,15 @@ def _start(
     )
 
 
+def _try_policy(policy: PolicyWithValueHead, path: str, *, in_training: bool) -> None:
+    """See that the policy's numbers are those of its own forward pass, sampled or scored."""
+    base = base_model(policy.lm)
+    try_language_model(base, f"policy.path = {path!r}", in_training=in_training)
+    way_of(base)
+    if policy.value_trunk is not None:
+        try_value_trunk(policy.value_trunk, "value.model")
+
+
 def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
     """The policy's base, if it is never trained and is what a reward model was trained on."""
     if config.lora is None or config.policy.quantization is not None:
@@ -120,9 +130,11 @@ def load_for_evaluation(
     policy = PolicyWithValueHead(lm).eval().requires_grad_(False)
     allow = config.policy.allow_unmatched
     reference = FrozenPolicy(_frozen(config, paths.reference, "policy.path", allow, processes))
+    policy.to(device)
+    _try_policy(policy, policy_path, in_training=False)
     places = Places(device, offload, seed=config.seed)
     return Roles(
-        policy=policy.to(device),
+        policy=policy,
         policy_forward=_Autocast(policy, processes),
         reference=reference if offload else reference.to(device),
         reward=load_sources(config.reward, paths.reward_model, places),
@@ -138,7 +150,9 @@ def load_other(config: Config, path: str, setting: str, processes: Processes) ->
         UserError: it cannot be loaded.
     """
     lm = _frozen(config, path, setting, config.evaluation.allow_unmatched, processes)
-    return FrozenPolicy(lm).to(processes.device)
+    found = FrozenPolicy(lm).to(processes.device)
+    try_language_model(base_model(found.lm), f"{setting} = {path!r}")
+    return found
 
 
 def _frozen(

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf_ppo.config import GuardConfig
-from rlhf_ppo.training.guard import Watch, observe, trouble
+from rlhf_ppo.training.guard import Rounding, Watch, first_step_trouble, observe, trouble
 
 
 def watched(scores: list[float], deviation: float = 1.0, kl: float = 0.0) -> Watch:
@@ -73,3 +74,27 @@ def test_a_score_that_rises_and_settles_is_never_trouble() -> None:
         score = 2 * (1 - math.exp(-step / 20)) + 0.3 * math.sin(step * 12.9898)
         watch = observe(watch, 5.0, score, 1.6, 0)
         assert trouble(guard, watch) is None
+
+
+SINGLE, HALF = Rounding("rounding in float32", False), Rounding("rounding in bfloat16", True)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "differences", "found"),
+    [
+        (SINGLE, [0.0, 1e-4, -1e-4], False),  # rounding
+        (SINGLE, [0.0, 0.0, -0.011], True),  # one token is enough: dropout, a wrong position
+        (HALF, [0.02, -0.03, 0.01], False),
+        (HALF, [0.0] * 99 + [2.0], False),  # one token that went to another expert
+        (HALF, [0.12, -0.12, 0.12], True),  # all of them, up or down
+        (SINGLE, [math.nan, 1.0], False),  # that is for max_skipped
+        (SINGLE, [], False),
+    ],
+)
+def test_the_first_step_may_be_off_by_rounding_alone(
+    rounding: Rounding, differences: list[float], found: bool
+) -> None:
+    reason = first_step_trouble(rounding, {"so it is": torch.tensor(differences)})
+    assert (reason is not None) == found
+    if reason is not None:
+        assert "so it is" in reason and rounding.name in reason
