@@ -1,15 +1,16 @@
 """All data of a run, read and tried on its models before anything is written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, DataConfig, ModelSource, trained_source
 from rlhf_ppo.data.conversation import canonical
-from rlhf_ppo.data.fitting import Fitted, fit_demonstrations, fit_pairs
+from rlhf_ppo.data.encoding import Example
+from rlhf_ppo.data.fitting import Fitted, Pair, fit_demonstrations, fit_pairs
 from rlhf_ppo.data.heldout import Group, split_groups
 from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import (
@@ -43,6 +44,15 @@ SPLIT_HINT = " (data.heldout = 200 cuts 200 from data.prompts)"
 Reader = Callable[[str, str, DataConfig, DataReport], list[T]]
 
 
+@dataclass
+class FittedExamples:
+    """What the supervised stages learn from, as the models read it; None: there is none."""
+
+    demonstrations: Fitted[Example] | None = None
+    pairs: Fitted[Pair] | None = None
+    heldout_pairs: Fitted[Pair] | None = None
+
+
 @dataclass(frozen=True)
 class Inputs:
     """All data of a run, read and checked before anything is written."""
@@ -55,6 +65,7 @@ class Inputs:
     gold: GoldScorer | None
     ptx: list[Demonstration]
     report: DataReport
+    fitted: FittedExamples = field(default_factory=FittedExamples)
 
     @property
     def prompts(self) -> dict[str, Sequence[Prompt]]:
@@ -280,40 +291,50 @@ def _check_examples(
     rule, report = config.data.long_rows, inputs.report
     own = limits_of(model, policy_setting(config))
 
-    def check(fit: Callable[[], Fitted[Any]]) -> None:
-        problems.extend(problem_of(lambda: fit().report(report, refuse=rule == "refuse")))
+    def tried(fit: Callable[[], Fitted[T]]) -> Fitted[T] | None:
+        found: list[Fitted[T]] = []
 
-    for setting, items, name, section in (
-        ("data.demonstrations", inputs.demonstrations, "sft.max_tokens", config.sft),
-        ("ptx.data", inputs.ptx, "ptx.max_tokens", config.ptx),
-    ):
-        if section is not None and items:
-            limit = LengthLimit(name, section.max_tokens, own.strict())
-            check(partial(fit_demonstrations, items, policy, limit, setting, rule))
-    if config.reward_model is not None and inputs.preferences:
-        start, tokenizer, limits = config.reward_model.init_from, policy, own
-        if start is not None:
-            tokenizer = load_tokenizer(start, "reward_model.init_from")
-            found = load_model_config(start, "reward_model.init_from")
-            limits = limits_of(found, "reward_model.init_from")
-        source = trained_source(config.reward) or ModelSource()
-        for setting, pairs, name, most in (
-            (
-                "data.preferences",
-                inputs.preferences,
-                "reward_model.max_tokens",
-                config.reward_model.max_tokens,
-            ),
-            (
-                "data.heldout_preferences",
-                inputs.probes,
-                f"reward.sources[{source.name}].max_tokens",
-                source.max_tokens,
-            ),
-        ):
+        def attempt() -> None:
+            fitted = fit()
+            fitted.report(report, refuse=rule == "refuse")
+            found.append(fitted)
+
+        problems.extend(problem_of(attempt))
+        return found[0] if found else None
+
+    def shown(
+        items: list[Demonstration], setting: str, name: str, most: int
+    ) -> Fitted[Example] | None:
+        limit = LengthLimit(name, most, own.strict())
+        return tried(partial(fit_demonstrations, items, policy, limit, setting, rule))
+
+    fitted, settings = inputs.fitted, config.reward_model
+    if config.sft is not None and inputs.demonstrations:
+        arguments = ("data.demonstrations", "sft.max_tokens", config.sft.max_tokens)
+        fitted.demonstrations = shown(inputs.demonstrations, *arguments)
+    if config.ptx is not None and inputs.ptx:
+        shown(inputs.ptx, "ptx.data", "ptx.max_tokens", config.ptx.max_tokens)
+    if settings is not None and inputs.preferences:
+        tokenizer, limits = policy, own
+        if settings.init_from is not None:
+            place = "reward_model.init_from"
+            tokenizer = load_tokenizer(settings.init_from, place)
+            limits = limits_of(load_model_config(settings.init_from, place), place)
+
+        def compared(
+            items: list[Preference], setting: str, name: str, most: int
+        ) -> Fitted[Pair] | None:
             limit = LengthLimit(name, most, limits)
-            if pairs:
-                check(partial(fit_pairs, pairs, tokenizer, limit, setting, rule))
+            return tried(partial(fit_pairs, items, tokenizer, limit, setting, rule))
+
+        arguments = ("data.preferences", "reward_model.max_tokens", settings.max_tokens)
+        fitted.pairs = compared(inputs.preferences, *arguments)
+        if inputs.probes:
+            source = trained_source(config.reward) or ModelSource()
+            name = f"reward.sources[{source.name}].max_tokens"
+            fitted.heldout_pairs = compared(
+                inputs.probes, "data.heldout_preferences", name, source.max_tokens
+            )
     raise_all(problems)
 
 

@@ -181,17 +181,26 @@ def _run_stage(
     """Run one stage; returns why it was stopped before its time, if it was."""
     # Each stage gets fresh processes: TRL's trainers leave their own settings behind.
     processes = Processes(config, trackers)
-    folder = Path(config.output_dir) / FOLDERS[stage]
+    folder, fitted = Path(config.output_dir) / FOLDERS[stage], inputs.fitted
     if stage == "sft" and config.sft is not None:
+        assert fitted.demonstrations is not None  # `check_inputs` has encoded them
         train_supervised(
-            config, config.sft, inputs.demonstrations, folder, stamps[stage], processes
+            config,
+            config.sft,
+            inputs.demonstrations,
+            fitted.demonstrations,
+            folder,
+            stamps[stage],
+            processes,
         )
     elif stage == "reward_model" and config.reward_model is not None:
+        assert fitted.pairs is not None
         train_reward_model(
             config,
             config.reward_model,
-            inputs.preferences,
-            inputs.probes,
+            fitted.pairs,
+            fitted.heldout_pairs,
+            {pair.where: pair.kind for pair in inputs.probes},
             config.reward_model.init_from or model_paths(config).reference,
             folder,
             stamps[stage],

@@ -29,7 +29,7 @@ class _Names:
     tokens: tuple[str, ...]
     pattern: re.Pattern[str] | None  # None: it has none
     ids: frozenset[int]  # of all special tokens, the short ones too
-    state: tuple[Any, ...]
+    size: int
     renamed: Tokenizer | None = None  # made when first needed
 
 
@@ -50,7 +50,7 @@ def spelled(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 def mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with a mark in place of each special token that it spells."""
     names = _names(tokenizer)
-    if names.pattern is None:
+    if names.pattern is None or names.pattern.search(text) is None:
         return text
     numbers = {token: number for number, token in enumerate(names.tokens)}
     return names.pattern.sub(lambda found: _marked(numbers[found[0]]), text)
@@ -80,15 +80,15 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _names(tokenizer: PreTrainedTokenizerBase) -> _Names:
-    state = (len(tokenizer), tuple(tokenizer.all_special_tokens))
+    size = len(tokenizer)
     known = _KNOWN.get(tokenizer)
-    if known is None or known.state != state:
+    if known is None or known.size != size:
         found = {id: str(t) for id, t in tokenizer.added_tokens_decoder.items() if t.special}
         named = {token for token in found.values() if len(token) >= _SHORTEST}
         names = {token for token in named if not _BYTE.fullmatch(token)}
         tokens = tuple(sorted(names, key=lambda token: (-len(token), token)))  # longest first
         pattern = re.compile("|".join(map(re.escape, tokens))) if tokens else None
-        known = _Names(tokens, pattern, frozenset(found), state)
+        known = _Names(tokens, pattern, frozenset(found), size)
         _KNOWN[tokenizer] = known
     return known
 

@@ -50,6 +50,7 @@ from rlhf_ppo.training.train_batch import (
 )
 from rlhf_ppo.training.update import UpdateStats, kl_after_update, ppo_update
 
+RATIO_NOT_1 = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
 Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
 
 
@@ -116,8 +117,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
     again = progress.watch.rollbacks
     rollout, prompts, failures = _collect_scored(run, step, asked, clock, again)
-    if step == 1:
-        _check_start(run, _start_differences(rollout))
+    _check_start(run, step, _start_differences(rollout))
 
     weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
     scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
@@ -126,9 +126,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     factor = _set_learning_rate(run, step, again)
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss, progress)
-    if step == 1:
-        what = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
-        _check_start(run, {what: stats.first_log_ratios})
+    _check_start(run, step, {RATIO_NOT_1: stats.first_log_ratios})
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
     metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
@@ -145,10 +143,7 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     clock.lap("time/update")
     questions = [item.prompt.text for item in prompts]
     texts = response_texts(run.roles.tokenizer, rollout.responses.tokens, questions)
-    if config.rollout.samples_per_prompt > 1:
-        metrics |= group_metrics(rollout.responses.prompt_rows.tolist(), texts, weighed.scores)
-    if run.gold is not None:
-        metrics["gold/mean"] = run.gold(prompts, texts)
+    metrics |= _text_metrics(run, prompts, texts, weighed.scores)
     metrics = {
         "step": step,
         "episodes": after.episodes,
@@ -164,6 +159,18 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     return after, metrics, sample_text(prompts[0].prompt.text, texts[0], float(weighed.scores[0]))
 
 
+def _text_metrics(
+    run: PpoRun, prompts: Sequence[EncodedPrompt], texts: Sequence[str], scores: torch.Tensor
+) -> Metrics:
+    """What the texts of a rollout tell: how responses to one prompt differ, their gold score."""
+    found: Metrics = {}
+    if run.config.rollout.samples_per_prompt > 1:
+        found |= group_metrics([item.prompt.row for item in prompts], texts, scores)
+    if run.gold is not None:
+        found["gold/mean"] = run.gold(prompts, texts)
+    return found
+
+
 def _start_differences(rollout: Rollout) -> dict[str, torch.Tensor]:
     """(N,) nats a token that are 0 as long as nothing has been learnt, by what that says."""
     mask = rollout.responses.tokens.response_mask
@@ -177,12 +184,14 @@ def _start_differences(rollout: Rollout) -> dict[str, torch.Tensor]:
     }
 
 
-def _check_start(run: PpoRun, differences: dict[str, torch.Tensor]) -> None:
-    """A policy that has learnt nothing yet is its own sampler, reference and old policy.
+def _check_start(run: PpoRun, step: int, differences: dict[str, torch.Tensor]) -> None:
+    """In step 1 the policy has learnt nothing yet: it is its own sampler, reference and old policy.
 
     Raises:
         GuardError: it is not, by more than rounding; all that would follow would be wrong.
     """
+    if step > 1:
+        return
     reason = first_step_trouble(_rounding(run), differences)
     if reason is not None:
         kind = base_model(run.roles.policy.lm).config.model_type

@@ -13,12 +13,9 @@ from trl import RewardTrainer
 
 from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
 from rlhf_ppo.console import activity, say
-from rlhf_ppo.data.fitting import Fitted, Pair, fit_pairs
-from rlhf_ppo.data.lengths import LengthLimit
-from rlhf_ppo.data.preferences import Preference
+from rlhf_ppo.data.fitting import Fitted, Pair
 from rlhf_ppo.diagnostics import judge_reward_model
 from rlhf_ppo.models.adapters import fresh_adapter
-from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
 from rlhf_ppo.models.lora import POLICY
 from rlhf_ppo.models.save import name_base
@@ -37,14 +34,18 @@ from rlhf_ppo.training.trainer import (
 def train_reward_model(
     config: Config,
     settings: RewardModelConfig,
-    preferences: Sequence[Preference],
-    probes: Sequence[Preference],
+    pairs: Fitted[Pair],
+    held: Fitted[Pair] | None,
+    kinds: Mapping[str, str],
     start: str,
     folder: Path,
     stamp: dict[str, Any],
     processes: Processes,
 ) -> None:
     """Train a reward model (Bradley-Terry loss) from the model at `start`, save it to `folder`.
+
+    `pairs` and `held` are encoded, and short enough; `kinds` names the error in each held-out pair
+    by its place.
 
     Raises:
         UserError: `start` cannot be loaded.
@@ -53,14 +54,10 @@ def train_reward_model(
     source = trained_source(config.reward) or ModelSource()
     model = _starting_point(config, settings, start, source.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
-    limits, long_rows = limits_of(model.config, start), config.data.long_rows
-    limit = LengthLimit("reward_model.max_tokens", settings.max_tokens, limits)
-    with activity("reward model: tokenizing", len(preferences)):
-        fitted = fit_pairs(preferences, tokenizer, limit, "data.preferences", long_rows)
-    pairs = _examples(fitted)
+    rows = _examples(pairs)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
-        pairs = file_order(pairs, settings.batch_size, config.seed)
+        rows = file_order(rows, settings.batch_size, config.seed)
         arguments["train_sampling_strategy"] = "sequential"
     trainer = RewardTrainer(
         model=model,
@@ -69,7 +66,7 @@ def train_reward_model(
             center_rewards_coefficient=settings.center_coefficient or None,
             remove_unused_columns=False,  # the sampler groups by `length`
         ),
-        train_dataset=Dataset.from_list(pairs),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
     history = train_shown(trainer, "reward model", "reward_model", processes)
@@ -85,11 +82,9 @@ def train_reward_model(
         tokenizer.save_pretrained(target)
         lines = "\n".join(json.dumps(entry) for entry in history)
         (target / "metrics.jsonl").write_text(lines + "\n", encoding="utf-8")
-        if probes:
-            most = LengthLimit("reward_model.max_tokens", source.max_tokens, limits)
-            held = fit_pairs(probes, tokenizer, most, "data.heldout_preferences", long_rows)
+        if held is not None:
             judge = RewardModel(whole.eval(), tokenizer, source, "reward_model")
-            _write_probes(target, judge, held, {pair.where: pair.kind for pair in probes})
+            _write_probes(target, judge, held, kinds)
 
     save_stage(folder, processes, stamp, write)
 

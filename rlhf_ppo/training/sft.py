@@ -11,13 +11,12 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
 from rlhf_ppo.console import activity
-from rlhf_ppo.data.fitting import fit_demonstrations
-from rlhf_ppo.data.lengths import LengthLimit
+from rlhf_ppo.data.encoding import Example
+from rlhf_ppo.data.fitting import Fitted
 from rlhf_ppo.data.preferences import Demonstration
 from rlhf_ppo.data.template import as_text
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.adapters import fresh_adapter
-from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
 from rlhf_ppo.seeds import derive_seed
@@ -33,21 +32,34 @@ def train_supervised(
     config: Config,
     settings: SupervisedConfig,
     demonstrations: Sequence[Demonstration],
+    fitted: Fitted[Example],
     folder: Path,
     stamp: dict[str, Any],
     processes: Processes,
 ) -> None:
     """Train the starting model on completions and save it to `folder`.
 
+    Args:
+        config: settings of the run.
+        settings: of this stage.
+        demonstrations: what a tokenizer made from nothing learns its words from.
+        fitted: the same, encoded; those that are too long are left out.
+        folder: of the result.
+        stamp: what it was made from.
+        processes: of the run.
+
     Raises:
         UserError: nothing to start from.
     """
     with activity("supervised: loading the model"):
         model, tokenizer = starting_point(config, demonstrations)
-    limits = limits_of(model.config, "policy.path").strict()
-    limit = LengthLimit("sft.max_tokens", settings.max_tokens, limits)
-    with activity("supervised: tokenizing", len(demonstrations)):
-        examples = _encode(demonstrations, tokenizer, config, limit)
+    examples = [
+        {
+            "input_ids": row.ids,
+            "completion_mask": [0] * row.start + [1] * (len(row.ids) - row.start),
+        }
+        for row in fitted.rows
+    ]
     arguments = training_arguments(config, settings, folder, processes.world)
     if config.lora is not None:
         seed = derive_seed(config.seed, "sft", "adapter")
@@ -112,25 +124,6 @@ def starting_point(
     except ValueError as error:
         raise UserError(f"policy.scratch: {error}") from error
     return model, scratch_tokenizer
-
-
-def _encode(
-    demonstrations: Sequence[Demonstration],
-    tokenizer: PreTrainedTokenizerBase,
-    config: Config,
-    limit: LengthLimit,
-) -> list[dict[str, list[int]]]:
-    """Token ids and completion mask of each demonstration that is short enough."""
-    setting = "data.demonstrations"
-    rule = config.data.long_rows
-    fitted = fit_demonstrations(demonstrations, tokenizer, limit, setting, rule)
-    return [  # `inputs.py` has reported the others
-        {
-            "input_ids": row.ids,
-            "completion_mask": [0] * row.start + [1] * (len(row.ids) - row.start),
-        }
-        for row in fitted.rows
-    ]
 
 
 def _write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:

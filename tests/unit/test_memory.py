@@ -280,8 +280,8 @@ def test_a_stage_that_cannot_be_forecast_says_so_and_stops_nothing() -> None:
     tokenizer = byte_tokenizer()
     architecture = make_architecture("jetmoe", CAUSAL["jetmoe"], **special_tokens(tokenizer))
     config = make_config(rollout=ROLLOUT, reward={"sources": [{"kind": "function", "path": "a:b"}]})
-    checked = Checked({}, architecture, 10, tokenizer)
     nothing: Any = None
+    checked = Checked(nothing, {}, architecture, 10, tokenizer)
     found = plan_memory(config, ["ppo"], nothing, checked, None, Processes(config))
     assert [type(each) for each in found] == [NoForecast]
     assert str(found[0]).startswith("memory of ppo: cannot be forecast for jetmoe (")

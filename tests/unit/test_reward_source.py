@@ -203,7 +203,7 @@ def test_a_classifier_that_pools_in_its_own_way_goes_back_to_padded_rows(kind: A
     torch.manual_seed(0)
     model = kind(hf.LlamaConfig(vocab_size=300, **GQA))
     reward = reward_of(model)
-    assert reward.way == "padded"
+    assert reward.ways == ["padded", "alone"]
     rows = [[5, 6, 7], [8, 9, 10, 11], [12, 13, PAD]]
     for ids, score in zip(rows, reward._forward(rows).tolist(), strict=True):
         with torch.no_grad():
