@@ -107,9 +107,9 @@ def test_the_summary_has_the_documented_form(run: Path) -> None:
     assert set(summary["length_controlled"]) == {"score", "gold"}
     sides = {"policy", "reference"}
     assert set(summary["greedy"]) == sides | {"win_rate", "length_controlled", "change"}
-    for rate in summary["win_rate"].values():
-        assert 0 <= rate.pop("ties") <= 1 and 0 < rate.pop("p") <= 1
     estimates = [*summary["win_rate"].values(), *summary["length_controlled"].values()]
+    assert all(0 <= rate.pop("ties") <= 1 for rate in summary["win_rate"].values())
+    assert all(0 < rate.pop("p") <= 1 for rate in estimates)
     for side in ("policy", "reference"):
         assert set(summary[side]["gold_parts"]) == {"vowels"}
         estimates += summary[side]["gold_parts"].values()
