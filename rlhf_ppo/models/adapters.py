@@ -1,6 +1,7 @@
 """Adapters put on a base and merged into it: new ones, and those of other people's folders."""
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -45,7 +46,13 @@ def fresh_adapter(
         settings.exclude_modules = [
             name for name, _ in model.named_modules() if name in heads or name.startswith(inside)
         ]
-    with drawing(seed), loading("a new adapter", str(model.name_or_path), "lora"):
+    with (
+        drawing(seed),
+        loading("a new adapter", str(model.name_or_path), "lora"),
+        warnings.catch_warnings(),
+    ):
+        # Often the targets are in the trunk alone, and excluding the head changes nothing.
+        warnings.filterwarnings("ignore", "You have passed exclude_modules")
         adapted: Any = peft.get_peft_model(model, settings)
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):

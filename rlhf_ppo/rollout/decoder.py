@@ -37,8 +37,8 @@ from rlhf_ppo.rollout.cache import RoomyLayer, roomy_cache
 
 Way = Literal["padded", "equal", "whole"]
 PROMPTS = {"padded": (4, 9, 9), "equal": (7, 7, 7), "whole": (4, 9, 9)}  # tokens, of a trial
-# Largest difference of logits by a cache in float32, as a share of the largest logit: rounding gives
-# 1e-6. Zamba 2 bounds its time steps differently one token at a time, which gives 1e-4.
+# Largest difference that a cache may make to logits in float32, as a share of the largest: rounding
+# gives 1e-6. Zamba 2 bounds its time steps differently one token at a time, which gives 1e-4.
 CACHED = 3e-5
 WHOLE_TOKENS = 4096  # of one forward pass, the whole way
 STEPS = 4  # of a trial; after the first, a row leaves and another takes its place
@@ -241,7 +241,7 @@ class CachedDecoder:
             if type(layer) is RoomyLayer:
                 layer.batch_select_indices(rows)
             else:  # the only one of a layer's methods that moves states with keys and values
-                layer.reorder_cache(rows)
+                layer.reorder_cache(rows)  # type: ignore[arg-type]  # any int64
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, token: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Forecast:
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and size of each part, for a table."""
-        held = {"held already: imports and data": self.held}
+        held = {"held already": self.held}
         rows = [(name, size) for name, size in (held | self.roles).items() if size]
         rows += [(f"+ in {name}", size) for name, size in self.phases.items()]
         rows.append(("= at the peak", self.peak))

@@ -228,7 +228,7 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
     ),
     "reward model that is none": (
         lambda c: c.source(path=c.models["policy"]),
-        ["reward.sources[reward_model].path", "gpt2_policy", "2 outputs", "0: LABEL_0", ".label"],
+        ["reward.sources[reward_model].path", "gpt2_policy", "lacks the weights [score.weight]"],
     ),
     "value model with another vocabulary": (
         lambda c: (

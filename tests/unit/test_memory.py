@@ -225,7 +225,7 @@ def test_what_the_process_holds_already_counts_at_the_peak_but_not_against_what_
     found = replace(foresee(), held=500 * 2**20, available=foresee().needed)
     assert found.peak == found.needed + 500 * 2**20
     check_memory(make_config(rollout=ROLLOUT), [found], 1)
-    assert ("held already: imports and data", "500 MiB") in found.lines()
+    assert ("held already", "500 MiB") in found.lines()
     assert held_bytes("cpu") > 100 * 2**20, "PyTorch alone takes that"
     assert foresee().held > 100 * 2**20
 
