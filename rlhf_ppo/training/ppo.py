@@ -115,8 +115,6 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
     again = progress.watch.rollbacks
     rollout, prompts, failures = _collect_scored(run, step, asked, clock, again)
-    if step == 1:
-        _check_start(run, _start_differences(rollout))
 
     weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
     scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
@@ -125,9 +123,6 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     factor = _set_learning_rate(run, step, again)
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss, progress)
-    if step == 1:
-        what = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
-        _check_start(run, {what: stats.first_log_ratios})
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
     metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
@@ -251,6 +246,8 @@ def _collect_scored(
     """The rollout of all processes and its prompts, without the responses that got no score."""
     config = run.config
     rollout, failures = _collect_share(run, step, asked, clock, again)
+    if step == 1:
+        _check_start(run, _start_differences(rollout))
     check_failures(rollout.source_scores, failures, config.reward.max_failed, f"step {step}")
     kept = scored_rows(rollout.source_scores, compared_responses(config))
     check_enough(len(kept), config.ppo.minibatches, run.processes.world, f"step {step}")
@@ -290,7 +287,7 @@ def _update(
     def keep_failure(minibatch: Minibatch, text: Tokens | None) -> None:
         run.processes.on_main(lambda: save_failure(run.failures, step, minibatch, text))
 
-    return ppo_update(
+    stats = ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
         run.optimizer,
@@ -304,6 +301,10 @@ def _update(
         draw_text=_text_drawer(run, step, again),
         keep_failure=keep_failure,
     )
+    if step == 1:
+        what = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
+        _check_start(run, {what: stats.first_log_ratios})
+    return stats
 
 
 def _text_drawer(run: PpoRun, step: int, again: int) -> Callable[[int], Tokens] | None:
