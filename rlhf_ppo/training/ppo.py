@@ -117,7 +117,6 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     asked = [run.prompts[row] for row in rows for _ in range(config.rollout.samples_per_prompt)]
     again = progress.watch.rollbacks
     rollout, prompts, failures = _collect_scored(run, step, asked, clock, again)
-    _check_start(run, step, _start_differences(rollout))
 
     weighed = weigh(config.reward, rollout.source_scores, progress.sources, learn=True)
     scores, moments = shape_scores(config.reward, weighed.scores, rollout, progress.scores)
@@ -126,7 +125,6 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
     factor = _set_learning_rate(run, step, again)
     loss = loss_settings(config, progress.beta, progress.penalty)
     stats = _update(run, batch, step, loss, progress)
-    _check_start(run, step, {RATIO_NOT_1: stats.first_log_ratios})
 
     metrics = rollout_metrics(rollout, weighed, scores, batch, learns_values(config))
     metrics |= source_metrics(weighed, failures, len(asked) - len(prompts))
@@ -262,6 +260,7 @@ def _collect_scored(
     """The rollout of all processes and its prompts, without the responses that got no score."""
     config = run.config
     rollout, failures = _collect_share(run, step, asked, clock, again)
+    _check_start(run, step, _start_differences(rollout))
     check_failures(rollout.source_scores, failures, config.reward.max_failed, f"step {step}")
     kept = scored_rows(rollout.source_scores, compared_responses(config))
     check_enough(len(kept), config.ppo.minibatches, run.processes.world, f"step {step}")
@@ -301,7 +300,7 @@ def _update(
     def keep_failure(minibatch: Minibatch, text: Tokens | None) -> None:
         run.processes.on_main(lambda: save_failure(run.failures, step, minibatch, text))
 
-    return ppo_update(
+    stats = ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
         run.optimizer,
@@ -315,6 +314,8 @@ def _update(
         draw_text=_text_drawer(run, step, again),
         keep_failure=keep_failure,
     )
+    _check_start(run, step, {RATIO_NOT_1: stats.first_log_ratios})
+    return stats
 
 
 def _text_drawer(run: PpoRun, step: int, again: int) -> Callable[[int], Tokens] | None:
