@@ -41,6 +41,10 @@ class Response(str):
         made.sampled = sampled
         return made
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Copied or sent to another process it is the text alone."""
+        return str, (str(self),)
+
 
 def read_response(
     tokenizer: PreTrainedTokenizerBase,

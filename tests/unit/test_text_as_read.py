@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_the_space_before_a_plain_response_is_not_lost(kind: str) -> None:
     assert whole[: len(begun)] == begun
     (text,) = texts_of(tokenizer, prompt, whole[len(begun) :])
     assert text == " ask Rosa"
+    assert type(pickle.loads(pickle.dumps(text))) is str  # failures travel between processes
     assert encode_conversation(tokenizer, prompt, str(text)) == whole
 
 
