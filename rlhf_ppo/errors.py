@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST_VALUE = 120  # characters of one shown value
-LONGEST_LINE = 300  # characters of one line of a message
+LONGEST_LINE = 800  # characters of one line of a message, of which values are a small part
 LONGEST_MESSAGE = 4000  # characters of a whole message
 
 

@@ -115,7 +115,7 @@ def test_the_report_says_which_length_would_keep_the_rows_if_it_can_be_had() -> 
     fitted = fit_demonstrations(rows, tokenizer, limit_of(10), "data.demonstrations", "drop")
     fitted.report(report, refuse=False)
     assert (
-        "1 of 4 (25 %) dropped: longer than sft.max_tokens = 10; median 4, 95 % of the rows "
+        "1 dropped (25.0 %): longer than sft.max_tokens = 10; median 4, 95 % of the rows "
         "fit in 42: raise sft.max_tokens to 48 to keep 95 % (a.jsonl:40)" in report.lines()[1]
     )
 

@@ -45,7 +45,7 @@ def test_both_ends_of_a_long_line_and_the_last_line_stay() -> None:
     found = str(UserError(message)).split("\n")
     assert found[0].startswith("first ") and found[0].endswith("set it to null")
     assert found[-1] == "(data.prompts)" and "lines left out" in found[-2]
-    assert max(map(len, found)) <= 300 and len("\n".join(found)) <= 4000
+    assert max(map(len, found)) <= 800 and len("\n".join(found)) <= 4000
 
 
 def test_many_problems_make_one_message_of_bounded_length() -> None:
@@ -62,5 +62,5 @@ def test_pairs_in_an_unknown_form_are_refused_in_few_words(tmp_path: Path) -> No
     with pytest.raises(UserError) as caught:
         read_preferences(source, "data.preferences", DataConfig(), DataReport())
     lines = str(caught.value).split("\n")
-    assert max(map(len, lines)) <= 300 and len(str(caught.value)) <= 4000
+    assert max(map(len, lines)) <= 800 and len(str(caught.value)) <= 4000
     assert "30 bad row(s)" in lines[0] and "data.bad_rows = drop" in lines[-1]

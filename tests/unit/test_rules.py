@@ -17,6 +17,7 @@ from rlhf_ppo.errors import UserError
 
 Settings = dict[str, Any]
 MODEL = {"kind": "model", "path": "a/b"}
+RULE = {"kind": "function", "name": "a", "path": "a.py:b", "correctness": True}
 ENSEMBLE = {"kind": "ensemble", "members": [MODEL | {"name": "x"}, MODEL | {"name": "y"}]}
 
 
@@ -63,6 +64,14 @@ CASES: list[tuple[Settings, Settings]] = [
     ),
     (
         sources(ENSEMBLE | {"members": [MODEL, MODEL | {"name": "y", "weight": 2}]}),
+        {"reward.sources": [ENSEMBLE]},
+    ),
+    (
+        sources(RULE, RULE | {"name": "b"}),
+        {"reward.sources": [RULE, RULE | {"name": "b", "correctness": False}]},
+    ),
+    (
+        ensemble(members=[RULE, RULE | {"name": "b"}]),
         {"reward.sources": [ENSEMBLE]},
     ),
     (ensemble(combine="lower"), {"reward.sources": [ENSEMBLE | {"combine": "lower", "k": 1}]}),
