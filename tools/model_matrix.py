@@ -50,6 +50,7 @@ from rlhf_ppo.training import ppo  # noqa: E402
 DOCS = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- model matrix: begin -->", "<!-- model matrix: end -->"
 TOLERANCE = 1e-5  # nats, reward units; float32
+SAMPLER_TOLERANCE = 5e-5  # nats: a state token by token is rounded otherwise than in one scan
 CELLS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "LoRA, value model": {"lora": {"rank": 2}, "value": {"model": "policy"}},
@@ -222,7 +223,8 @@ def compare(folder: Path, kind: str) -> Cell:
     else:
         off["scores"] = largest_score_difference(folder, rollout, prompts)
     worst = max(off, key=lambda name: off[name])
-    bad = not all(value <= TOLERANCE for value in off.values())
+    limits = {"sampler": SAMPLER_TOLERANCE}
+    bad = not all(value <= limits.get(name, TOLERANCE) for name, value in off.items())
     return Cell("wrong" if bad else "right", f"{off[worst]:.1e} ({worst})")
 
 

@@ -14,7 +14,7 @@ POLICIES = {
     "lfm2_moe", "llama", "llama4_text", "mamba", "mamba2", "minicpm3", "minimax", "ministral",
     "mistral", "mixtral", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo",
     "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next",
     "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
     "vaultgemma", "xglm", "xlstm", "youtu", "zamba", "zamba2",
 }  # fmt: skip
