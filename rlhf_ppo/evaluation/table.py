@@ -170,7 +170,7 @@ def show_samples(
 def show_plan(lines: Sequence[tuple[str, str]]) -> None:
     """Print the derived sizes of a run."""
     for name, value in lines:
-        say(f"  {name:<24}{value}")
+        say(f"  {name:<31} {value}")
 
 
 def _show_answer(label: str, style: str, side: Side, index: int) -> None:
