@@ -1,0 +1,3 @@
+TABLES: dict = {}
+OWN: dict = {}
+MORE = ()
