@@ -111,7 +111,7 @@ def judge(copy: Path, tests: Sequence[str], limit: int = LIMIT) -> tuple[str, st
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         timeout = os.WTERMSIG(status) == signal.SIGALRM
-        return ("caught", f"the limit of {limit} s") if timeout else ("error", "a crash")
+        return "error", f"the limit of {limit} s" if timeout else "a crash"
     code = os.WEXITSTATUS(status)
     if code == 0:
         return "SURVIVED", ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -100,6 +100,10 @@ class Stage:
         """Count."""
         self.told += 1
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """None."""
+        return nullcontext()
+
 
 class Recorder:
     """An optimizer that keeps the gradients it is given; with a rate it takes plain steps too."""
@@ -163,6 +167,7 @@ def play(
     temperature: float = 1.0,
     seed: int = 0,
     ppo: dict[str, Any] | None = None,
+    ptx: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> tuple[UpdateStats, Recorder]:
     """One update of a unigram policy; returns what it reports and what the optimizer got."""
@@ -172,6 +177,7 @@ def play(
         value={"clip_range": None} | (value or {}),
         kl=kl or {},
         rollout={"temperature": temperature},
+        ptx=ptx,
     )
     policy = Unigram() if policy is None else policy
     recorder, anything = Recorder(policy, rate), stage or Stage()

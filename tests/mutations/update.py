@@ -252,9 +252,10 @@ TABLES = {"training/update.py": UPDATE}
 OWN = {
     "training/update.py": (
         "tests/unit/test_update_counts.py",
+        "tests/unit/test_update_text.py",
         "tests/unit/test_batches.py",
         "tests/invariance/test_update.py",
         "tests/invariance/test_ptx.py",
     )
 }
-MORE = ("tests/faults/test_health.py", "tests/invariance/test_ten_invariants.py")
+MORE = ("tests/invariance/test_ten_invariants.py",)
