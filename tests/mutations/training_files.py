@@ -101,7 +101,6 @@ LOOP = (
     ("rollback: to one in trouble", "if then.step <= newest and trouble(guard, then.watch) is None", "if then.step <= newest"),
     ("rollback: one too few", "count > guard.max_rollbacks:", "count >= guard.max_rollbacks:"),
     ("rollback: later ones stay", "if other.step > then.step]", "if other.step > progress.step]"),
-    ("rollback: removes the one it went to", "if other.step > then.step]", "if other.step >= then.step]"),
     ("rollback: weights stay", "    load_checkpoint(path, run.roles.policy, run.optimizer)\n    if run.processes.is_main:\n        factor", "    if run.processes.is_main:\n        factor"),
     ("rollback: held-out numbers stay", '((run.metrics_file, "rollback"), (run.heldout_file, "heldout-rollback"))', '((run.metrics_file, "rollback"),)'),
     ("resume: held-out numbers stay", "for file in (run.metrics_file, run.heldout_file):", "for file in (run.metrics_file,):"),

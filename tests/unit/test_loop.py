@@ -110,18 +110,29 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_forgets_what_came_after(
     settings: dict[str, Any] = {
         "checkpoint": {"every": 2, "keep": 0},
         "evaluation": {"every": 1},
-        "ppo": {"steps": 5},
     }
     first = Script(tmp_path, **settings)
     first.train(monkeypatch)
-    (first.run.checkpoints / "step-000005" / "state.json").unlink()  # as if killed in step 5
+    (first.run.checkpoints / "step-000006" / "state.json").unlink()  # as if killed in step 6
     again = Script(tmp_path, **settings)
-    assert again.train(monkeypatch).step == 5
-    assert again.made == [5]
-    assert again.evaluated == []  # the start was evaluated, the end is not the loop's business
+    assert again.train(monkeypatch).step == 6
+    assert again.made == [5, 6]
+    assert again.evaluated == [5]  # the start was evaluated, the end is not the loop's business
     steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
-    assert steps == [1, 2, 3, 4, 5]
-    assert [line["step"] for line in read_jsonl(tmp_path / "heldout.jsonl")] == [0, 1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_jsonl(tmp_path / "heldout.jsonl")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_policy_that_has_learnt_is_not_evaluated_as_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation was turned on in the middle: step 2 is not the reference, which came at step 0."""
+    Script(tmp_path, checkpoint={"every": 2}, ppo={"steps": 2}).train(monkeypatch)
+    again = Script(
+        tmp_path, checkpoint={"every": 2}, ppo={"steps": 5}, evaluation={"every": 1}
+    )
+    again.train(monkeypatch)
+    assert again.evaluated == [3, 4]
 
 
 def test_what_was_learnt_is_what_a_resumed_run_starts_from(

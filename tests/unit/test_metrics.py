@@ -45,9 +45,9 @@ def table(*rows: list[float]) -> Tensor:
 
 def rollout() -> Rollout:
     mask = mask_of(*ROWS)
-    sampled = table([-1.0, -2.0, -3.0], [-0.5])
+    sampled = table([-1.0, -2.0, -3.0], [-0.5]) + 5 * ~mask
     return Rollout(
-        Responses(response_tokens(mask), sampled, torch.tensor([True, False]), torch.tensor([4, 2])),
+        Responses(response_tokens(mask), sampled, torch.tensor([False, False]), torch.tensor([4, 2])),
         logprobs=table([-1.0, -2.25, -3.0], [-0.25]),
         ref_logprobs=table([-1.5, -2.0, -4.0], [-2.0]) - JUNK * ~mask,
         values=torch.zeros(mask.shape),
@@ -69,7 +69,7 @@ def test_the_numbers_of_a_rollout_by_hand() -> None:
     assert (found["score/mean"], found["score/std"]) == (2.5, 1.5)
     assert found["score/shaped"] == 0.75
     assert found["response/length"] == 2.0
-    assert found["response/stopped"] == 0.5
+    assert found["response/stopped"] == 0.0
     kept = [(1.0, 2.0), (2.0, 4.0), (3.0, 0.0), (4.0, 2.0)]  # V, return
     rest = [g - v for v, g in kept]
 
