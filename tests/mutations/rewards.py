@@ -30,7 +30,6 @@ FUNCTION = (
     ("one failure is a 0", "return [Missing(str(error))]", "return [0.0]"),
     ("timeout: asked again one by one", 'for _ in responses]\n        except UserCodeError as error:', 'for _ in responses[:1]]\n        except UserCodeError as error:'),
     ("timeout: counted in ms", "thread.join(seconds)", "thread.join(seconds / 1000)"),
-    ("timeout: waits for the thread", "thread.join(seconds)", "thread.join()"),
     ("timeout: errors are nothing", "    if error is not None:\n        raise error\n", ""),
     ("timeout: holds up the end of the run", "daemon=True", "daemon=False"),
     ("check: columns are not looked for", "        self.function.check(prompts)\n", ""),
