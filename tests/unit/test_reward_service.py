@@ -261,3 +261,17 @@ def test_headers_stand_beside_the_content_type() -> None:
         assert post_json(url, {}, 5.0, {"Authorization": "Bearer k"}) == {"a": 1}
     assert seen[0]["Authorization"] == "Bearer k"
     assert seen[0]["Content-Type"] == "application/json"
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    def late(*_: Any, timeout: float) -> Any:
+        raise TimeoutError
+
+    monkeypatch.setattr("rlhf_ppo.rewards.post.urlopen", late)
+    source = HttpSource.model_validate(
+        {"kind": "http", "url": "http://127.0.0.1:1/", "retries": 1, "timeout": 7}
+    )
+    (score,) = RewardService(source, "here").score(PROMPTS[:1], ["a"])
+    assert "no answer within timeout = 7 s" in reason_of(score) and waits == [1.0]

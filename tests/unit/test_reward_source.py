@@ -297,3 +297,11 @@ def test_a_conversation_that_is_too_long_is_missing_and_the_others_are_scored() 
     found = reward_of(model, ModelSource(max_tokens=6)).score_texts(["x"] * 3, texts)
     assert found[0] == pytest.approx(whole[0]) and found[2] == pytest.approx(whole[2])
     assert found[1] == Missing("the conversation has 14 tokens, more than max_tokens = 6")
+
+
+def test_a_conversation_as_long_as_the_limit_is_scored_and_one_token_more_is_not() -> None:
+    """Two tokens beside the answer's: the prompt's one and the end."""
+    model = classifier(DECODERS, "llama")
+    found = reward_of(model, ModelSource(max_tokens=6)).score_texts(["x"] * 2, ["abcd", "abcde"])
+    assert isinstance(found[0], float)
+    assert found[1] == Missing("the conversation has 7 tokens, more than max_tokens = 6")

@@ -172,3 +172,11 @@ def test_a_run_keeps_the_moments_of_what_is_normalised_and_of_nothing_else() -> 
     assert normalized_sources(whole) == ["ensemble"]
     assert normalized_sources(reward(function("a"), function("b", **each))) == ["b"]
     assert normalized_sources(reward(function("a"))) == []
+
+
+def test_a_response_that_one_source_did_not_score_has_failed_once() -> None:
+    table = torch.zeros(10, 2)
+    table[3, 1] = table[4, 0] = table[5, 0] = table[5, 1] = NAN
+    check_failures(table, failures(4), 0.3, "step 3")
+    with pytest.raises(UserError, match="3 of 10"):
+        check_failures(table, failures(4), 0.29, "step 3")
