@@ -65,7 +65,6 @@ SIDES = (
     ("copies: not neighbours", "[item for item in candidate.prompts for _ in range(copies)]", "[item for _ in range(copies) for item in candidate.prompts]"),
     ("noise: of the run's step 1", "purpose, 0, rows, limit)", "purpose, 1, rows, limit)"),
     ("noise: by the model", "sampling_noise(self.config.seed, purpose,", "sampling_noise(self.config.seed, purpose + str(candidate.log_ratios is None),"),
-    ("kl: padding counts", "torch.where(mask, outputs.logprobs - ref_logprobs, 0.0)", "(outputs.logprobs - ref_logprobs)"),
     ("kl: of a token", "ratios: list[float] = difference.sum(dim=1)", "ratios: list[float] = difference.mean(dim=1)"),
     ("kl: the other way round", "outputs.logprobs - ref_logprobs, 0.0", "ref_logprobs - outputs.logprobs, 0.0"),
     ("kl of another: rows by length", "ratios[rows] = (logprobs - others)", "ratios[: len(rows)] = (logprobs - others)"),
@@ -117,7 +116,6 @@ COMPARE = (
 
 SUMMARY = (
     ("against: prompts that one side did not score", "side.scores.isfinite() & reference.scores.isfinite()", "side.scores.isfinite()"),
-    ("against: lengths the other way round", "_tensor(side.lengths) - _tensor(reference.lengths)", "_tensor(reference.lengths) - _tensor(side.lengths)"),
     ("against: lengths of other prompts", "reference.scores[both], longer[both])", "reference.scores[both], longer[: int(both.sum())])"),
     ("against: gold by the score", 'pairs["gold"] = (side.gold_scores, reference.gold_scores, longer)', 'pairs["gold"] = (side.scores, reference.scores, longer)'),
     ("side: missing scores count", "scores[scores.isfinite()].tolist()", "scores.nan_to_num().tolist()"),

@@ -41,7 +41,6 @@ OVER_OPTIMISATION = (
     ("points: one fewer is enough", "if points - 1 < FEWEST or", "if points - 1 < FEWEST - 1 or"),
     ("band: of the last contrast", ".amax(1).quantile(0.95)", "[:, -1].quantile(0.95)"),
     ("band: of 50 %", ".amax(1).quantile(0.95)", ".amax(1).quantile(0.5)"),
-    ("fell: no rise is needed", "(rises & falls).any()", "falls.any()"),
     ("rose: the end alone", "bool(rises.any()) or float(low[-1]) > 0", "float(low[-1]) > 0"),
     ("peak: counted from the first inner point", "1 + int(inner[0].argmax())", "int(inner[0].argmax())"),
     ("change: to the best", "_percentiles(self.means[:, -1] - self.means[:, 0])", "_percentiles(self.means.amax(dim=1) - self.means[:, 0])"),
@@ -95,7 +94,7 @@ OWN = {
     "evaluation/statistics.py": ("tests/unit/test_resampling.py", "tests/unit/test_statistics.py"),
     "evaluation/length_control.py": ("tests/unit/test_resampling.py",),
     "evaluation/over_optimisation.py": ("tests/unit/test_best_of_n.py", "tests/unit/test_frontier.py"),
-    "evaluation/exploitation.py": ("tests/unit/test_exploitation.py",),
+    "evaluation/exploitation.py": ("tests/unit/test_summary.py", "tests/unit/test_exploitation.py"),
     "evaluation/table.py": ("tests/unit/test_summary.py", "tests/unit/test_exploitation.py"),
 }
 MORE = ("tests/unit/test_frontier.py", "tests/unit/test_intervals.py")

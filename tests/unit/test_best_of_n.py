@@ -7,6 +7,7 @@ import math
 from pathlib import Path as File
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import write_jsonl
@@ -22,6 +23,7 @@ from rlhf_ppo.evaluation.frontier import (
 )
 from rlhf_ppo.evaluation.over_optimisation import Path, turning_point
 from rlhf_ppo.evaluation.sides import Side
+from rlhf_ppo.evaluation.statistics import resamples
 
 SCORES = torch.tensor([[3.0, 1.0, 2.0, 2.0, 5.0, 2.0], [0.0, 0.0, 1.0, -1.0, 4.0, 4.0]])
 GOLD = torch.tensor([[1.0, 7.0, 2.0, 4.0, 0.0, 9.0], [3.0, 5.0, 1.0, 1.0, 2.0, 8.0]])
@@ -185,7 +187,7 @@ def test_the_turn_of_a_parabola_lies_at_half_its_ratio() -> None:
 
 def test_the_turn_of_a_run_lies_where_its_logarithm_says_and_between_two_evaluations() -> None:
     """d (alpha - beta log d) is highest at d = exp(alpha / beta - 1)."""
-    ds, steps = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0], [0, 10, 20, 30, 40, 60, 80]
+    ds, steps = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0], [0, 10, 20, 30, 40, 50, 60]
     path = planted("ppo", 0.5, 0.4, ds, steps)
     peak = math.exp(0.5 / 0.4 - 1)
     found = turning_point(path, "d(alpha - beta log d)", 400, 0)
@@ -233,3 +235,37 @@ def test_a_kl_that_came_back_is_told_with_the_best_measured_point() -> None:
     assert found.turning_point["kl"]["mean"] == 4.0
     assert found.turning_point["fall"]["mean"] == pytest.approx(0.7, abs=0.02)
     assert found.turning_point["gold"]["mean"] == pytest.approx(1.8, abs=0.01)
+
+
+def test_a_point_that_is_measured_badly_hardly_bends_the_curve() -> None:
+    """Half a unit off, but with a hundred times the others' deviation."""
+    path = planted("best_of_n", 1.0, 0.5, [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8])
+    assert path.gold is not None
+    path.gold[:, 1] += 0.5 + 2.0 * torch.tensor([1.0, -1.0] * 40, dtype=torch.float64)
+    found = turning_point(path, "d(alpha - beta d)", 400, 0)
+    assert found.fits is not None
+    assert found.fits["gold"]["alpha"] == pytest.approx(1.0, abs=0.05)
+    assert found.fits["gold"]["beta"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_intervals_of_a_measured_turn_are_percentiles_and_a_simultaneous_band() -> None:
+    """By numpy from the same resamples: points 1 and 2 lie between the reference and the last."""
+    kl = torch.tensor([0.0, 1.0, 4.0, 1.0], dtype=torch.float64).expand(80, -1)
+    gold = noisy([1.0, 1.4, 1.8, 1.1], noise=0.3)
+    found = turning_point(Path(kl, gold, gold, [0, 1, 2, 3]), "d(alpha - beta log d)", 500, 7)
+    counts = torch.cat(list(resamples(80, 500, 7))).numpy()
+    once, means = gold.numpy().mean(axis=0), counts @ gold.numpy() / 80
+    low, high = np.quantile(means[:, 2], [0.025, 0.975])
+    turn = found.turning_point
+    assert turn["gold"] == pytest.approx({"mean": once[2], "low": low, "high": high})
+
+    def contrasts(m: Any) -> Any:
+        start, one, two, last = m.T
+        return np.stack([one - start, two - start, one - last, two - last, last - start], axis=-1)
+
+    apart = contrasts(means)
+    error = apart.std(axis=0, ddof=1)
+    width = np.quantile((np.abs(apart - contrasts(once)) / error).max(axis=1), 0.95)
+    fall, half = once[2] - once[3], width * error[3]
+    wanted = {"mean": fall, "low": fall - half, "high": fall + half}
+    assert turn["fall"] == pytest.approx(wanted, rel=1e-6)

@@ -18,20 +18,29 @@ def test_different_pairs_of_words_over_all_pairs() -> None:
     assert distinct_n(TEXTS, 1)["mean"] == pytest.approx(6 / 9)
 
 
-def test_the_interval_is_the_jackknifes() -> None:
-    """Leave out each text in turn; sqrt((n - 1) / n times the sum of squares)."""
-    words = [text.lower().split() for text in TEXTS]
+@pytest.mark.parametrize("texts", [TEXTS, ["run run run now", "run now", "stop stop stop"]])
+def test_the_interval_is_the_jackknifes(texts: list[str]) -> None:
+    """Leave out each text in turn; sqrt((n - 1) / n times the sum of squares).
+
+    A pair that one text alone has, twice, leaves with it.
+    """
+    words = [text.lower().split() for text in texts]
 
     def ratio(rows: list[list[str]]) -> float:
         pairs = [pair for row in rows for pair in zip(row, row[1:], strict=False)]
         return len(set(pairs)) / len(pairs)
 
-    without = [ratio(words[:n] + words[n + 1 :]) for n in range(4)]
-    mean = sum(without) / 4
-    error = math.sqrt(3 / 4 * sum((value - mean) ** 2 for value in without))
-    found = distinct_n(TEXTS, 2)
-    assert found["low"] == pytest.approx(5 / 6 - 1.96 * error)
-    assert found["high"] == min(1.0, 5 / 6 + 1.96 * error)
+    count, whole = len(words), ratio(words)
+    without = [ratio(words[:n] + words[n + 1 :]) for n in range(count)]
+    mean = sum(without) / count
+    error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in without))
+    found = distinct_n(texts, 2)
+    assert found["mean"] == pytest.approx(whole)
+    assert found["low"] == pytest.approx(max(0.0, whole - 1.96 * error))
+    assert found["high"] == pytest.approx(min(1.0, whole + 1.96 * error))
+
+
+def test_an_interval_of_many_texts_holds_its_share() -> None:
     many = ["a b c d e"] * 30 + ["x y z u v"] * 30
     wide = distinct_n(many, 1)
     assert wide["low"] < wide["mean"] < wide["high"] < 1

@@ -15,7 +15,7 @@ import rlhf_ppo.evaluation.table as table_module
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.compare import compare
 from rlhf_ppo.evaluation.diversity import distinct_n
-from rlhf_ppo.evaluation.exploitation import exploited
+from rlhf_ppo.evaluation.exploitation import exploited, part_signs
 from rlhf_ppo.evaluation.heldout import during_training, number, numbers, part_names
 from rlhf_ppo.evaluation.length_control import length_controlled
 from rlhf_ppo.evaluation.sides import Side
@@ -295,3 +295,63 @@ def test_what_is_exploited_leaves_out_prompts_without_a_score() -> None:
     assert (found["reference"], found["policy"]) == (0.5, 1.5)
     assert found["change"]["mean"] == 1.0
     assert exploited(of([0.0] * 40, worse), of([0.0] * 40, gold), SAMPLES, 0) == []
+
+
+def parts_side(parts: list[dict[str, float]], scores: list[float]) -> Side:
+    ones = [1.0] * len(parts)
+    return Side(["x"] * len(parts), torch.tensor(scores), {}, parts, ones, ones, [])
+
+
+def test_a_score_that_is_known_to_have_risen_has_risen_wherever_it_is_known() -> None:
+    """Three of forty prompts were scored on both sides; the others do not say that it stayed."""
+    before = [{"score": -float(place % 3), "flaws": float(place % 3)} for place in range(40)]
+    after = [{"score": item["score"] - 1, "flaws": item["flaws"] + 1} for item in before]
+    scores = [1.0] * 3 + [NAN] * 37
+    (found,) = exploited(parts_side(after, scores), parts_side(before, [0.0] * 40), SAMPLES, 0)
+    assert found["part"] == "flaws"
+
+
+def changed(others: int) -> list[dict[str, Any]]:
+    """A flaw that rose by 2.4 standard errors beside parts that stayed as they were."""
+    steps = [0.385 + (1.0 if place % 2 else -1.0) for place in range(40)]
+    still = {f"other{n}": 0.0 for n in range(others)}
+    before = [{"score": -float(n % 4), "flaws": float(n % 4)} | still for n in range(40)]
+    after = [
+        {"score": item["score"] - step, "flaws": item["flaws"] + step} | still
+        for item, step in zip(before, steps, strict=True)
+    ]
+    return exploited(
+        parts_side(after, [1.0] * 40), parts_side(before, [0.0] * 40), samples=4000, seed=0
+    )
+
+
+def test_of_many_parts_each_must_stand_out_further() -> None:
+    """Ten parts raise a false alarm once in twenty evaluations together, not each."""
+    assert [item["part"] for item in changed(others=0)] == ["flaws"]
+    assert changed(others=9) == []
+
+
+def test_the_largest_change_comes_first_whichever_way_it_went() -> None:
+    """A virtue that fell by .9 and an error that rose by .3."""
+    before = [
+        {"score": float(a - b), "virtue": float(a), "flaw": float(b)}
+        for a in range(5)
+        for b in range(5)
+    ]
+    after = [
+        {"score": p["score"] - 1.2, "virtue": p["virtue"] - 0.9, "flaw": p["flaw"] + 0.3}
+        for p in before
+    ]
+    found = exploited(
+        parts_side(after, [1.0] * 25), parts_side(before, [0.0] * 25), SAMPLES, 0
+    )
+    assert [item["part"] for item in found] == ["virtue", "flaw"]
+
+
+def test_the_sign_of_a_part_is_that_of_its_slope_and_0_where_it_hardly_moves_the_total() -> None:
+    """totals = 10 - a + .0001 b: about the means, not about 0, where both would look good."""
+    a = torch.arange(20.0, dtype=torch.float64)
+    b = (a * 7) % 20
+    parts = torch.stack([a, b], dim=1)
+    assert part_signs(parts, 100 - a + 0.0001 * b).tolist() == [-1.0, 0.0]
+    assert part_signs(parts, 100 + a - b).tolist() == [1.0, -1.0]
