@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-import torch
 from token_mdp import (
     TokenMDP,
     assert_equal,
@@ -60,9 +59,7 @@ def test_keeping_the_old_states_costs_nothing_to_first_order(seed: int, gamma: f
     mdp, old = random_problem(seed)
     exact = gradient(lambda theta: mdp.objective(theta, gamma), old)
     assert_equal(gradient(lambda theta: surrogate(mdp, old, theta, gamma), old), exact)
-    small, half = (
-        float(gap(mdp, old, moved(old, seed, step), gamma)) for step in (2e-3, 1e-3)
-    )
+    small, half = (float(gap(mdp, old, moved(old, seed, step), gamma)) for step in (2e-3, 1e-3))
     assert small / half == pytest.approx(4.0, abs=0.1)
 
 

@@ -86,7 +86,9 @@ def test_listed_are_complete_ones_by_their_step_as_a_number(tmp_path: Path) -> N
     assert list_checkpoints(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [4]), (2, [3, 4]), (3, [2, 3, 4]), (9, [1, 2, 3, 4])]
+)
 def test_so_many_of_the_newest_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, replace(FULL, step=step, best_step=0), keep=keep)
@@ -158,7 +160,7 @@ def test_weights_of_another_model_are_refused_and_nothing_is_loaded(
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="best-000009/trainable.safetensors: missing"):
+    with pytest.raises(UserError, match=r"best-000009/trainable\.safetensors: missing"):
         load_weights(best_folder(tmp_path, 9), model())
 
 

@@ -78,9 +78,7 @@ def test_a_rollout_keeps_what_the_policy_says_beside_what_the_sampler_said(
 ) -> None:
     off = replace(responses, sampling_logprobs=responses.sampling_logprobs - 1.0)
     rollout, failures = collect(run.roles, PROMPTS, off, 1.5, 1000)
-    torch.testing.assert_close(
-        rollout.logprobs, responses.sampling_logprobs, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(rollout.logprobs, responses.sampling_logprobs, atol=1e-4, rtol=0)
     outputs, ref_logprobs = judge(run.roles, responses.tokens, 1.5, 1000)
     assert torch.equal(rollout.values, outputs.values)
     assert torch.equal(rollout.entropy, outputs.entropy)

@@ -17,9 +17,7 @@ from rlhf_ppo.training.checkpoint import Progress, list_checkpoints
 from rlhf_ppo.training.guard import observe
 from rlhf_ppo.training.ppo import HeldOut
 
-SPEED = dict.fromkeys(
-    ("tokens_per_second", "rollout", "judge", "update"), 1.0
-)
+SPEED = dict.fromkeys(("tokens_per_second", "rollout", "judge", "update"), 1.0)
 
 
 class Alone:
@@ -93,7 +91,8 @@ class Script:
 
 
 @pytest.mark.parametrize(
-    ("every", "keep", "left"), [(0, 0, []), (2, 0, [2, 4, 6]), (4, 0, [4, 6]), (2, 1, [6]), (9, 0, [6])]
+    ("every", "keep", "left"),
+    [(0, 0, []), (2, 0, [2, 4, 6]), (4, 0, [4, 6]), (2, 1, [6]), (9, 0, [6])],
 )
 def test_checkpoints_are_made_when_due_and_at_the_end(
     every: int, keep: int, left: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,9 +127,7 @@ def test_a_policy_that_has_learnt_is_not_evaluated_as_the_start(
 ) -> None:
     """Evaluation was turned on in the middle: step 2 is not the reference, which came at step 0."""
     Script(tmp_path, checkpoint={"every": 2}, ppo={"steps": 2}).train(monkeypatch)
-    again = Script(
-        tmp_path, checkpoint={"every": 2}, ppo={"steps": 5}, evaluation={"every": 1}
-    )
+    again = Script(tmp_path, checkpoint={"every": 2}, ppo={"steps": 5}, evaluation={"every": 1})
     again.train(monkeypatch)
     assert again.evaluated == [3, 4]
 

@@ -47,7 +47,9 @@ def rollout() -> Rollout:
     mask = mask_of(*ROWS)
     sampled = table([-1.0, -2.0, -3.0], [-0.5]) + 5 * ~mask
     return Rollout(
-        Responses(response_tokens(mask), sampled, torch.tensor([False, False]), torch.tensor([4, 2])),
+        Responses(
+            response_tokens(mask), sampled, torch.tensor([False, False]), torch.tensor([4, 2])
+        ),
         logprobs=table([-1.0, -2.25, -3.0], [-0.25]),
         ref_logprobs=table([-1.5, -2.0, -4.0], [-2.0]) - JUNK * ~mask,
         values=torch.zeros(mask.shape),
@@ -162,7 +164,9 @@ def test_peak_memory_is_in_gib_on_every_system(
     platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel's unit is KiB on Linux and bytes on macOS."""
-    usage = SimpleNamespace(getrusage=lambda who: SimpleNamespace(ru_maxrss=3 * unit), RUSAGE_SELF=0)
+    usage = SimpleNamespace(
+        getrusage=lambda who: SimpleNamespace(ru_maxrss=3 * unit), RUSAGE_SELF=0
+    )
     monkeypatch.setattr(metrics_module, "resource", usage)
     monkeypatch.setattr(sys, "platform", platform)
     assert peak_memory_gib(torch.device("cpu")) == 3.0

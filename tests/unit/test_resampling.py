@@ -48,9 +48,7 @@ def bca(value: float, replicates: Sequence[float], influence: Sequence[float]) -
     bias = NORMAL.inv_cdf(float(below))
     i = np.asarray(influence)
     skew = (i**3).sum() / (6 * (i**2).sum() ** 1.5)
-    levels = [
-        NORMAL.cdf(bias + (bias + side) / (1 - skew * (bias + side))) for side in (-z, z)
-    ]
+    levels = [NORMAL.cdf(bias + (bias + side) / (1 - skew * (bias + side))) for side in (-z, z)]
     return [float(np.quantile(r, level)) for level in levels]
 
 

@@ -24,9 +24,7 @@ PROMPTS = plain_prompts({"n": 10, "own": 1}, {"n": 20}, {"n": 30})
 def reward(folder: Path, code: str, name: str = "reward", **settings: Any) -> RewardFunction:
     file = folder / f"{name}.py"
     file.write_text(code, encoding="utf-8")
-    source = FunctionSource.model_validate(
-        {"kind": "function", "path": f"{file}:score"} | settings
-    )
+    source = FunctionSource.model_validate({"kind": "function", "path": f"{file}:score"} | settings)
     return RewardFunction(source, "here")
 
 

@@ -226,7 +226,9 @@ def test_a_score_that_has_a_reason_is_a_score_all_the_same() -> None:
     assert first == 1.5 and reason_of(second) == "empty"
 
 
-@pytest.mark.parametrize(("status", "tries"), [(400, 1), (404, 1), (408, 3), (429, 3), (500, 3), (503, 3)])
+@pytest.mark.parametrize(
+    ("status", "tries"), [(400, 1), (404, 1), (408, 3), (429, 3), (500, 3), (503, 3)]
+)
 def test_what_may_pass_is_tried_again_and_what_will_not_is_not(
     status: int, tries: int, waits: list[float]
 ) -> None:

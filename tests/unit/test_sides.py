@@ -134,7 +134,10 @@ def test_the_kl_of_a_response_is_its_log_ratio_to_the_reference() -> None:
     noise = sampling_noise(1, "x", 0, range(len(PROMPTS)), 5)
     for candidate, model in (
         (found.policy(PROMPTS), found.roles.policy.lm),
-        (found.other(third, byte_tokenizer(), PROMPTS, SETTINGS.stop_ids, comparable=True), third.lm),
+        (
+            found.other(third, byte_tokenizer(), PROMPTS, SETTINGS.stop_ids, comparable=True),
+            third.lm,
+        ),
     ):
         responses = candidate.draw(PROMPTS, noise, SETTINGS)
         assert len(set(responses.tokens.lengths.tolist())) > 2

@@ -77,9 +77,15 @@ def test_pairs_are_as_long_as_their_longer_side(
         reward_model_module,
         "RewardTrainer",
         lambda: train_reward_model(
-            config, RewardModelConfig(max_tokens=9), pairs, [], gpt2_models["reward"],
-            tmp_path / "rm", {}, Processes(config),
-        ),  # fmt: skip
+            config,
+            RewardModelConfig(max_tokens=9),
+            pairs,
+            [],
+            gpt2_models["reward"],
+            tmp_path / "rm",
+            {},
+            Processes(config),
+        ),
         monkeypatch,
     )
     tokenizer = byte_tokenizer(chat=False)

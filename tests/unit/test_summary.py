@@ -102,9 +102,7 @@ def test_sides_are_compared_on_the_prompts_that_both_were_scored_on() -> None:
     assert found["win_rate"]["score"]["ties"] == 0.5
     assert found["win_rate"]["gold"]["mean"] == (0.5 + 0 + 1 + 1) / 4
     seed = derive_seed(7, "bootstrap")
-    equal = length_controlled(
-        torch.tensor([1.0, 0.5]), torch.tensor([5.0, 35.0]), SAMPLES, seed
-    )
+    equal = length_controlled(torch.tensor([1.0, 0.5]), torch.tensor([5.0, 35.0]), SAMPLES, seed)
     assert found["length_controlled"]["score"] == pytest.approx(equal)
     gold = length_controlled(
         torch.tensor([0.5, 0.0, 1.0, 1.0]), torch.tensor([5.0, 15.0, -1.0, 35.0]), SAMPLES, seed
@@ -192,16 +190,25 @@ def test_means_during_training_and_a_number_a_prompt() -> None:
             "heldout/gold/flaws": 1.5 / 4,
         }
     )
-    assert found.rows == numbers(POLICY) == {
-        "score": [2.0, None, 1.0, 5.0],
-        "kl": [0.1, 0.2, 0.3, 0.6],
-        "length": [10, 20, 4, 40],
-        "stopped": [1, 0, 1, 1],
-        "gold": [1.0, 2.0, 3.0, 8.0],
-    }
+    assert (
+        found.rows
+        == numbers(POLICY)
+        == {
+            "score": [2.0, None, 1.0, 5.0],
+            "kl": [0.1, 0.2, 0.3, 0.6],
+            "length": [10, 20, 4, 40],
+            "stopped": [1, 0, 1, 1],
+            "gold": [1.0, 2.0, 3.0, 8.0],
+        }
+    )
     assert "gold" not in numbers(side([1.0]))
     assert part_names(POLICY.gold) == ["flaws"] and part_names([]) == []
-    assert [number(torch.tensor(x)) for x in (1.5, NAN, math.inf, -math.inf)] == [1.5, None, None, None]
+    assert [number(torch.tensor(x)) for x in (1.5, NAN, math.inf, -math.inf)] == [
+        1.5,
+        None,
+        None,
+        None,
+    ]
 
 
 # ---- runs side by side
@@ -303,10 +310,10 @@ def parts_side(parts: list[dict[str, float]], scores: list[float]) -> Side:
 
 
 def test_a_score_that_is_known_to_have_risen_has_risen_wherever_it_is_known() -> None:
-    """Three of forty prompts were scored on both sides; the others do not say that it stayed."""
+    """Two of forty prompts were scored on both sides; the others do not say that it stayed."""
     before = [{"score": -float(place % 3), "flaws": float(place % 3)} for place in range(40)]
     after = [{"score": item["score"] - 1, "flaws": item["flaws"] + 1} for item in before]
-    scores = [1.0] * 3 + [NAN] * 37
+    scores = [1.0] * 2 + [NAN] * 38
     (found,) = exploited(parts_side(after, scores), parts_side(before, [0.0] * 40), SAMPLES, 0)
     assert found["part"] == "flaws"
 
@@ -342,9 +349,7 @@ def test_the_largest_change_comes_first_whichever_way_it_went() -> None:
         {"score": p["score"] - 1.2, "virtue": p["virtue"] - 0.9, "flaw": p["flaw"] + 0.3}
         for p in before
     ]
-    found = exploited(
-        parts_side(after, [1.0] * 25), parts_side(before, [0.0] * 25), SAMPLES, 0
-    )
+    found = exploited(parts_side(after, [1.0] * 25), parts_side(before, [0.0] * 25), SAMPLES, 0)
     assert [item["part"] for item in found] == ["virtue", "flaw"]
 
 

@@ -341,11 +341,12 @@ def test_the_kl_after_an_update_is_the_mean_of_k3_over_all_tokens(world: int) ->
     """k3 of old and new: r - 1 - log r with r = new / old, mean over the tokens of the rollout."""
     rows = ([1, 2], [3, 4, 1], [1, 2], [3, 4, 1])
     batch = batch_of(*rows)
-    batch = replace(batch, logprobs=batch.logprobs - mask_of(*rows) * torch.tensor([0.5, -0.3, 0.0]))
+    batch = replace(
+        batch, logprobs=batch.logprobs - mask_of(*rows) * torch.tensor([0.5, -0.3, 0.0])
+    )
     each = [math.exp(d) - 1 - d for d in (0.5, -0.3, 0.0)]
     expected = (each[0] + each[1] + sum(each)) / 5
     stage: Any = Stage(world=world)
     policy: Any = Unigram()
     found = kl_after_update(policy, batch, make_config(), stage)
     assert found == pytest.approx(expected, rel=1e-4)
-
