@@ -162,7 +162,7 @@ def actor_critic(
     value_lam: float | None = None,
     high: float = 0.2,
 ) -> float:
-    """PPO with a value function: clip .2, values clipped at .2 and weighed by .1, means of tokens."""
+    """PPO with a value function: clip .2, values clipped at .2, weighed by .1, means of tokens."""
     values = s.rows("values")
     advantages = gae(rewards, values, lam)
     returns = plus(
@@ -233,7 +233,7 @@ def dr_grpo(s: Sample) -> float:
 
 
 def dapo(s: Sample) -> float:
-    """Equation 13 with a cache of 12 below 48, group deviation, clip .2 / .28, token mean, no KL."""
+    """Equation 13 with a cache of 12 below 48, group deviation, clip .2 / .28, token mean."""
     punished = []
     for score, length in zip(s.scores.tolist(), LENGTHS, strict=True):
         punished.append(score + (0.0 if length <= 36 else (36 - length) / 12))

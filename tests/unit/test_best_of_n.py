@@ -242,10 +242,10 @@ def test_a_kl_that_came_back_is_told_with_the_best_measured_point() -> None:
 
 
 def test_a_point_that_is_measured_badly_hardly_bends_the_curve() -> None:
-    """Half a unit off, but with a hundred times the others' deviation."""
+    """A third of a unit low, but with a hundred times the others' deviation."""
     path = planted("best_of_n", 1.0, 0.5, [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8])
     assert path.gold is not None
-    path.gold[:, 1] += 0.5 + 2.0 * torch.tensor([1.0, -1.0] * 40, dtype=torch.float64)
+    path.gold[:, 5] += -0.3 + 2.0 * torch.tensor([1.0, -1.0] * 40, dtype=torch.float64)
     found = turning_point(path, "d(alpha - beta d)", 400, 0)
     assert found.fits is not None
     assert found.fits["gold"]["alpha"] == pytest.approx(1.0, abs=0.05)
@@ -273,3 +273,18 @@ def test_intervals_of_a_measured_turn_are_percentiles_and_a_simultaneous_band() 
     fall, half = once[2] - once[3], width * error[3]
     wanted = {"mean": fall, "low": fall - half, "high": fall + half}
     assert turn["fall"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_percentiles_are_those_of_the_resamples_alone() -> None:
+    """Of ten of them, the last of which is now and then the lowest or the highest."""
+    kl = torch.tensor([0.0, 1.0, 4.0, 1.0], dtype=torch.float64).expand(80, -1)
+    gold = noisy([1.0, 1.4, 1.8, 1.1], noise=0.1)
+    for seed in range(8):
+        found = turning_point(Path(kl, gold, gold, [0, 1, 2, 3]), "d(alpha - beta log d)", 10, seed)
+        counts = torch.cat(list(resamples(80, 10, seed))).numpy()
+        low, high = np.quantile((counts @ gold.numpy() / 80)[:, 2], [0.025, 0.975])
+        shown = found.turning_point["gold"]
+        mean = float(gold[:, 2].mean())
+        assert shown == pytest.approx(
+            {"mean": mean, "low": min(low, mean), "high": max(high, mean)}
+        )

@@ -160,7 +160,7 @@ def test_weights_of_another_model_are_refused_and_nothing_is_loaded(
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="best-000009/trainable.safetensors: missing"):
+    with pytest.raises(UserError, match=r"best-000009/trainable\.safetensors: missing"):
         load_weights(best_folder(tmp_path, 9), model())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_the_interval_is_the_jackknifes(texts: list[str]) -> None:
     words = [text.lower().split() for text in texts]
 
     def ratio(rows: list[list[str]]) -> float:
-        pairs = [pair for row in rows for pair in zip(row, row[1:], strict=False)]
+        pairs = [pair for row in rows for pair in pairwise(row)]
         return len(set(pairs)) / len(pairs)
 
     count, whole = len(words), ratio(words)

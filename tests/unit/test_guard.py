@@ -101,7 +101,7 @@ def test_the_first_step_may_be_off_by_rounding_alone(
 
 
 def test_infinite_numbers_are_a_kl_and_no_score_and_no_deviation() -> None:
-    """An infinite deviation would allow any fall for ever; an infinite score could not be beaten."""
+    """An infinite deviation would allow any fall for ever, an infinite score never be beaten."""
     before = watched([1.0, 2.0], deviation=0.5, kl=3.0)
     after = observe(before, math.inf, math.inf, math.inf, 0)
     assert after.kl == math.inf

@@ -16,6 +16,7 @@ from rlhf_ppo.data.loading import BrokenRow, Row, fingerprint, hub_parts, read_r
 from rlhf_ppo.data.preferences import Demonstration, Preference, read_demonstrations
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts, read_prompts, settle_overlap
 from rlhf_ppo.data.report import REPORT_FILE, DataReport, raise_problems
+from rlhf_ppo.data.sources import check_columns
 from rlhf_ppo.data.template import (
     DEFAULT_TEMPLATE,
     check_template,
@@ -193,6 +194,21 @@ def test_a_prompt_that_ends_with_an_answer_hands_it_on_as_a_column(tmp_path: Pat
         prompts_of(tmp_path, rows[1] | {"completion": "x"})
 
 
+def test_a_transcript_that_stays_text_ends_with_its_open_turn(tmp_path: Path) -> None:
+    """An open "Assistant:" is where the response begins, not an empty answer."""
+    text = "\n\nHuman: one\n\nAssistant:"
+    (found,) = prompts_of(tmp_path, {"prompt": text}, to_chat="never")
+    assert (found.text, found.columns) == (text, {})
+    (found,) = prompts_of(tmp_path, {"prompt": text + " two"}, to_chat="never")
+    assert (found.text, found.columns) == (text, {"completion": "two"})
+
+
+def test_a_column_of_theirs_takes_the_place_of_one_that_has_our_name(tmp_path: Path) -> None:
+    row = {"prompt": "old", "question": "new", "n": 1}
+    (found,) = prompts_of(tmp_path, row, columns={"prompt": "question"})
+    assert (found.text, found.columns) == ("new", {"n": 1})
+
+
 @pytest.mark.parametrize("role", ["assistant", "system"])
 def test_a_prompt_ends_where_the_response_begins(role: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"prompt ends with the {role}"):
@@ -329,8 +345,23 @@ def test_a_bad_byte_is_named_by_its_line(tmp_path: Path) -> None:
         read_rows(str(path), "data.prompts")
 
 
-def test_cells_of_a_table_are_as_many_as_its_names(tmp_path: Path) -> None:
-    path, before = tmp_path / "a.csv", csv.field_size_limit()
+class FieldLimit:
+    """As the csv module's function: it sets the limit and returns the one before."""
+
+    def __init__(self) -> None:
+        self.now, self.real = 131_072, csv.field_size_limit
+
+    def __call__(self, limit: int) -> int:
+        before, self.now = self.now, limit
+        self.real(limit)
+        return before
+
+
+def test_cells_of_a_table_are_as_many_as_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.csv"
+    monkeypatch.setattr(csv, "field_size_limit", limit := FieldLimit())
     long = "x" * 200_000
     path.write_text(
         f'prompt,n\n"two\nlines",1\nshort\n{long},2\none,2,3\n"[{{""role"": ""user""}}]",4\n',
@@ -347,7 +378,7 @@ def test_cells_of_a_table_are_as_many_as_its_names(tmp_path: Path) -> None:
     kept = [row.values for row in rows if isinstance(row, Row)]
     assert kept[0] == {"prompt": "two\nlines", "n": "1"} and kept[1]["prompt"] == long
     assert kept[2]["prompt"] == [{"role": "user"}]
-    assert csv.field_size_limit() == before  # other readers of the program keep their own
+    assert limit.now == 131_072  # other readers of the program keep their own
 
 
 @pytest.mark.parametrize("header", ["a,b,a", "a,,b", "a, ,b"])
@@ -405,17 +436,30 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
 def test_rows_that_are_used_are_those_that_nothing_dropped(tmp_path: Path) -> None:
     report = DataReport()
     report.add_source("data.prompts", "p", 10, ["prompt"])
-    report.add("data.prompts", "bad", [f"p:{n}" for n in range(7)][:3], dropped=True)
+    report.add("data.prompts", "bad", [f"p:{n}" for n in range(6)], dropped=True)
     report.add("data.prompts", "odd", ["p:8"], dropped=False)
     report.add("data.prompts", "none", [], dropped=True)
-    assert report.sources["data.prompts"].used == 7
+    assert report.sources["data.prompts"].used == 4
     assert len(report.sources["data.prompts"].findings) == 2
     (tmp_path / REPORT_FILE).write_text('{"data.preferences": {"rows": 4}}', encoding="utf-8")
     report.write(tmp_path)
     found = json.loads((tmp_path / REPORT_FILE).read_text(encoding="utf-8"))
     assert found["data.preferences"] == {"rows": 4}
-    assert found["data.prompts"]["used"] == 7
-    assert [item["rows"] for item in found["data.prompts"]["findings"]] == [3, 1]
+    assert found["data.prompts"]["used"] == 4
+    first, second = found["data.prompts"]["findings"]
+    assert (first["rows"], first["places"]) == (6, [f"p:{n}" for n in range(6)])  # every one
+    assert (second["rows"], second["dropped"]) == (1, False)
+
+
+def test_a_renamed_column_is_a_slip_only_where_no_source_that_looks_for_it_has_it() -> None:
+    report = DataReport()
+    report.add_source("data.prompts", "p", 1, ["question"])
+    report.add_source("data.demonstrations", "d", 1, ["prompt", "completion"])
+    report.add_source("data.preferences", "r", 1, ["chosen", "rejected", "answer"])
+    assert check_columns(DataConfig(columns={"prompt": "question"}), report) == []
+    # `completion` is looked for in demonstrations alone, which have no such column.
+    (problem,) = check_columns(DataConfig(columns={"completion": "answer"}), report)
+    assert "data.columns.completion = 'answer'" in problem and "data.preferences" not in problem
 
 
 def test_many_problems_are_counted_and_none_is_no_error() -> None:

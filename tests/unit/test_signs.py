@@ -154,7 +154,7 @@ def test_a_gradient_is_held_against_the_median_of_ten_or_more_before_it() -> Non
 
 
 def hacked(gold: float, score: float, noise: float = 0.01, rise: float = 1.0) -> str | None:
-    """Gold climbs from 0 to `rise`, then falls by `gold`; the score changes by `score` meanwhile."""
+    """Gold climbs from 0 to `rise`, then falls by `gold`; the score changes by `score` then."""
     golds, scores = [0.0] * 3, [0.0] * 3
     for place in range(10):
         golds.append(rise + noise * (-1) ** place)

@@ -85,7 +85,7 @@ def test_pairs_are_as_long_as_their_longer_side(
             tmp_path / "rm",
             {},
             Processes(config),
-        ),  # fmt: skip
+        ),
         monkeypatch,
     )
     tokenizer = byte_tokenizer(chat=False)

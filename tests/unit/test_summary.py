@@ -310,10 +310,10 @@ def parts_side(parts: list[dict[str, float]], scores: list[float]) -> Side:
 
 
 def test_a_score_that_is_known_to_have_risen_has_risen_wherever_it_is_known() -> None:
-    """Three of forty prompts were scored on both sides; the others do not say that it stayed."""
+    """Two of forty prompts were scored on both sides; the others do not say that it stayed."""
     before = [{"score": -float(place % 3), "flaws": float(place % 3)} for place in range(40)]
     after = [{"score": item["score"] - 1, "flaws": item["flaws"] + 1} for item in before]
-    scores = [1.0] * 3 + [NAN] * 37
+    scores = [1.0] * 2 + [NAN] * 38
     (found,) = exploited(parts_side(after, scores), parts_side(before, [0.0] * 40), SAMPLES, 0)
     assert found["part"] == "flaws"
 

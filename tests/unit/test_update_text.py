@@ -88,7 +88,7 @@ def test_a_text_that_is_not_finite_costs_its_own_step_alone(language_model: Any,
         return text_of((BAD, 6) if number == bad else (5, 6), (7, 8, 9, 10))
 
     kept: list[Any] = []
-    stats, recorder = play(
+    stats, _ = play(
         batch_of(*ROWS), Stage([1.0] * 3), policy=reader(language_model), ptx={}, draw_text=draw,
         ppo={"minibatches": 3, "micro_batch_tokens": 1},
         keep_failure=lambda minibatch, text: kept.append(text),
