@@ -62,7 +62,7 @@ class Stage:
         norms: Sequence[float] = (),
         world: int = 1,
         others: float = 0.0,
-        maxima: Sequence[tuple[float, float]] = (),
+        maxima: Sequence[tuple[float, float, Tensor]] = (),
     ) -> None:
         """`norms`: of the optimizer steps in turn, then the true ones; `others`: added to sums."""
         self.norms, self.rank, self.world = list(norms), 0, world

@@ -57,6 +57,7 @@ class Script:
             optimizer=torch.optim.SGD(self.policy.parameters(), lr=0.0),
             processes=Alone(),
             evaluate=self.evaluate,
+            batches_after=0,
             checkpoints=folder / "checkpoints",
             metrics_file=folder / "metrics.jsonl",
             heldout_file=folder / "heldout.jsonl",

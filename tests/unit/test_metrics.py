@@ -126,8 +126,10 @@ def test_tokens_a_second_over_the_step_and_in_each_phase() -> None:
     assert throughput(5, {"time/update": 0.0})["throughput/update"] > 0
 
 
-STATS = UpdateStats(*(float(n) for n in range(1, 12)), optimizer_steps=12, skipped=13,
-                    skipped_in_row=14)  # fmt: skip
+STATS = UpdateStats(
+    *(float(n) for n in range(1, 10)), torch.zeros(0), ptx_loss=10.0, grad_norm=11.0,
+    optimizer_steps=12, skipped=13, skipped_in_row=14,
+)  # fmt: skip
 ALWAYS = {
     "kl/update": 5.0,
     "policy/loss": 1.0,

@@ -12,6 +12,8 @@ from helpers import byte_tokenizer, encoded_prompts, tiny_model, write_jsonl
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import BadRow, canonical, read_text, split_answer, to_form
+from rlhf_ppo.data.fitting import fit_demonstrations, fit_pairs
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.loading import BrokenRow, Row, fingerprint, hub_parts, read_rows
 from rlhf_ppo.data.preferences import Demonstration, Preference, read_demonstrations
 from rlhf_ppo.data.prompts import Prompt, check_room, encode_prompts, read_prompts, settle_overlap
@@ -23,9 +25,9 @@ from rlhf_ppo.data.template import (
     encode_conversation,
     encode_prompt,
     joined,
-    long_rows,
 )
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -97,6 +99,22 @@ def test_plain_text_is_joined_as_it_stands_and_ends_once() -> None:
     for response in ("yes", f"yes{END}"):
         whole = encode_conversation(tokenizer, "ask: ", response)
         assert tokenizer.decode(whole) == f"ask: yes{END}"
+
+
+def long_rows(tokenizer: Any, rows: Any, most: int) -> dict[int, int]:
+    """Numbers of the rows that are longer than a limit, and their tokens."""
+    limit = LengthLimit("most", most, limits_of(tiny_model("gpt2").config, "policy.path"))
+    found = {}
+    for number, row in enumerate(rows):
+        (prompt, answer), *others = row
+        if others:
+            pair = Preference("p:1", prompt, answer, others[0][1], "all")
+            long = fit_pairs([pair], tokenizer, limit, "data.preferences", "drop").long
+        else:
+            one = Demonstration("d:1", prompt, answer)
+            long = fit_demonstrations([one], tokenizer, limit, "data.demonstrations", "drop").long
+        found |= {number: item.tokens for item in long}
+    return found
 
 
 # "User:\nhi\n\nAssistant:\n" is 21 tokens, a plain text its bytes; both have an end.

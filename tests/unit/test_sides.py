@@ -105,9 +105,12 @@ def test_the_candidates_are_the_policy_the_reference_and_others_with_their_own_s
     assert greedy.sampling == replace(SETTINGS, temperature=0.0) and greedy.log_ratios is None
     assert policy.first(3).prompts == PROMPTS[:3]
     model, tokenizer = FrozenPolicy(other(4)), byte_tokenizer()
-    third = found.other(model, tokenizer, PROMPTS, (7, 8), comparable=False)
+    third = found.other("third", model, tokenizer, PROMPTS, (7, 8), comparable=False)
     assert third.sampling == replace(SETTINGS, stop_ids=(7, 8)) and third.log_ratios is None
-    assert found.other(model, tokenizer, PROMPTS, (7,), comparable=True).log_ratios is not None
+    fourth = found.other("fourth", model, tokenizer, PROMPTS, (7,), comparable=True)
+    assert fourth.log_ratios is not None
+    names = [each.name for each in (policy, reference, greedy, third)]
+    assert names == ["policy", "reference", "policy, greedy", "third"]
 
 
 def ratios(model: Any, reference: Any, responses: Responses, temperature: float) -> list[float]:
@@ -135,7 +138,7 @@ def test_the_kl_of_a_response_is_its_log_ratio_to_the_reference() -> None:
     for candidate, model in (
         (found.policy(PROMPTS), found.roles.policy.lm),
         (
-            found.other(third, byte_tokenizer(), PROMPTS, SETTINGS.stop_ids, comparable=True),
+            found.other("x", third, byte_tokenizer(), PROMPTS, SETTINGS.stop_ids, comparable=True),
             third.lm,
         ),
     ):

@@ -220,12 +220,20 @@ def test_the_end_is_judged_by_intervals_and_not_by_means() -> None:
     assert at_the_end((0.49, 0.6, 0.7), UP, DOWN) == ["no_gain"]
     assert at_the_end((0.5, 0.6, 0.7), UP, DOWN) == ["no_gain"]
     assert at_the_end((0.51, 0.6, 0.7), UP, DOWN) == []
-    low, high = {"gold": (0.0, 0.2, 0.4)}, {"gold": (0.5, 0.7, 0.9)}
-    near = {"gold": (0.3, 0.5, 0.7)}
-    assert at_the_end(WON, UP | low, DOWN | high) == ["reward_hacking"]
-    assert at_the_end(WON, UP | high, DOWN | low) == []
-    assert at_the_end(WON, UP | low, DOWN | near) == []  # the intervals meet
-    assert at_the_end(WON, {"score": (0.9, 1.2, 1.5)} | low, DOWN | high) == []  # nothing was won
+    low, high = {"gold": (0.0, 0.2, 0.4)}, {"gold": (0.3, 0.5, 0.7)}
+
+    def hacked(score: tuple[float, float, float], gold: tuple[float, float, float]) -> list[str]:
+        """By the paired changes: the intervals of the two sides may meet all the same."""
+        names = ("low", "mean", "high")
+        change = {"score": dict(zip(names, score, strict=True))}
+        change["gold"] = dict(zip(names, gold, strict=True))
+        return at_the_end(WON, UP | low, DOWN | high, change=change)
+
+    assert hacked((1.5, 2.0, 2.5), (-0.5, -0.3, -0.1)) == ["reward_hacking"]
+    assert hacked((1.5, 2.0, 2.5), (0.1, 0.3, 0.5)) == []
+    assert hacked((1.5, 2.0, 2.5), (-0.7, -0.3, 0.1)) == []  # gold may have stayed
+    assert hacked((-0.1, 0.3, 0.7), (-0.5, -0.3, -0.1)) == []  # nothing was won
+    assert at_the_end(WON, UP | low, DOWN | high) == []  # nothing was paired
 
 
 def test_findings_of_the_run_stay_beside_those_of_the_end() -> None:

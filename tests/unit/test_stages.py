@@ -9,7 +9,10 @@ import pytest
 from helpers import byte_tokenizer, make_config, tiny_model
 
 from rlhf_ppo.config import RewardModelConfig, SupervisedConfig
+from rlhf_ppo.data.fitting import fit_demonstrations, fit_pairs
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import Demonstration, Preference
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.policy import build_policy
 from rlhf_ppo.rewards.judgement import Missing, Score
 from rlhf_ppo.training import reward_model as reward_model_module
@@ -37,6 +40,11 @@ def rows_for(module: Any, name: str, train: Any, monkeypatch: pytest.MonkeyPatch
     return list(handed.value.args[0]["train_dataset"])
 
 
+def limit(most: int) -> LengthLimit:
+    """The most tokens of a row, of a model of 64 positions."""
+    return LengthLimit("max_tokens", most, limits_of(tiny_model("gpt2").config, "policy.path"))
+
+
 def plain(prompt: str, completion: str, row: int = 1) -> Demonstration:
     return Demonstration(f"d:{row}", prompt, completion)
 
@@ -47,15 +55,17 @@ def test_completions_are_learnt_and_prompts_are_not(
     """One token a byte and one for the end: of a row as long as the limit nothing is lost."""
     config = make_config(output_dir=str(tmp_path), policy={"path": gpt2_models["policy"]})
     items = [plain("ask: ", "yes"), plain("ask: ", "yes!", 2), plain("a", "b", 3)]
+    tokenizer = byte_tokenizer(chat=False)
+    fitted = fit_demonstrations(items, tokenizer, limit(9), "data.demonstrations", "drop")
+    assert [(row.where, row.tokens) for row in fitted.long] == [("d:2", 10)]
     rows = rows_for(
         sft_module,
         "SFTTrainer",
         lambda: train_supervised(
-            config, SupervisedConfig(max_tokens=9), items, tmp_path / "sft", {}, Processes(config)
+            config, SupervisedConfig(), items, fitted, tmp_path / "sft", {}, Processes(config)
         ),
         monkeypatch,
     )
-    tokenizer = byte_tokenizer(chat=False)
     assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
         "ask: yes<|endoftext|>",
         "ab<|endoftext|>",
@@ -73,14 +83,18 @@ def test_pairs_are_as_long_as_their_longer_side(
     config = make_config(output_dir=str(tmp_path), policy={"path": gpt2_models["policy"]})
     pairs = [pair("ask: ", "yes", "no"), pair("ask: ", "a", "abcd"), pair("", "a", "bcd")]
     pairs.append(pair("ask: ", "abcd", "a"))
+    tokenizer = byte_tokenizer(chat=False)
+    fitted = fit_pairs(pairs, tokenizer, limit(9), "data.preferences", "drop")
+    assert [row.tokens for row in fitted.long] == [10, 10]
     rows = rows_for(
         reward_model_module,
         "RewardTrainer",
         lambda: train_reward_model(
             config,
-            RewardModelConfig(max_tokens=9),
-            pairs,
-            [],
+            RewardModelConfig(),
+            fitted,
+            None,
+            {},
             gpt2_models["reward"],
             tmp_path / "rm",
             {},
@@ -88,7 +102,6 @@ def test_pairs_are_as_long_as_their_longer_side(
         ),
         monkeypatch,
     )
-    tokenizer = byte_tokenizer(chat=False)
     found = [tuple(tokenizer.decode(row[f"{side}_ids"]) for side in ("chosen", "rejected"))
              for row in rows]  # fmt: skip
     assert found == [
@@ -123,13 +136,14 @@ def test_pairs_stay_within_their_stretch_of_the_file_and_similar_lengths_meet() 
 
 
 class Scorer:
-    """A reward model that knows the scores of a few texts."""
+    """A reward model that knows the scores of a few answers."""
 
     def __init__(self, scores: dict[str, Score]) -> None:
         self.scores = scores
 
-    def score_texts(self, prompts: Any, responses: Any) -> list[Score]:
-        return [self.scores[response] for response in responses]
+    def score_ids(self, sequences: Any) -> list[Score]:
+        texts = [byte_tokenizer(chat=False).decode(ids) for ids in sequences]
+        return [self.scores[text.removeprefix("q").removesuffix("<|endoftext|>")] for text in texts]
 
 
 def test_probes_count_right_orders_by_kind_ties_as_half() -> None:
@@ -145,7 +159,8 @@ def test_probes_count_right_orders_by_kind_ties_as_half() -> None:
         pair("q", "long", "good", "manners"),
         pair("q", "good", "long", "manners"),
     ]
-    found = probe(scorer, pairs)
+    fitted = fit_pairs(pairs, byte_tokenizer(chat=False), limit(64), "data.preferences", "drop")
+    found = probe(scorer, fitted.rows, [each.kind for each in pairs])
     assert list(found) == ["facts", "manners"]
     shown = {kind: (v["pairs"], v["accuracy"], v["margin"]) for kind, v in found.items()}
     assert shown["facts"] == (3, pytest.approx(1.5 / 3), pytest.approx((4 + 0 - 2) / 3))

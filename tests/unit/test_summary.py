@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import encoded_prompts, make_config, plain_prompts, read_jsonl
-from rlhf_ppo.evaluation.compare import compare
 
 import rlhf_ppo.evaluation.table as table_module
 from rlhf_ppo.errors import UserError
@@ -21,6 +20,7 @@ from rlhf_ppo.evaluation.length_control import length_controlled
 from rlhf_ppo.evaluation.sides import Side
 from rlhf_ppo.evaluation.statistics import bootstrap_mean
 from rlhf_ppo.evaluation.summary import Answers, summarise, write_samples
+from rlhf_ppo.report.compare import comparison_text
 from rlhf_ppo.rollout.noise import derive_seed
 
 NAN = math.nan

@@ -55,7 +55,7 @@ def test_a_row_of_one_token_teaches_nothing(tokenizer: Any) -> None:
     """Nothing predicts the first token: an empty text is only its end."""
     rows, dropped = rows_of(tokenizer, ("", ""), ("", "a"))
     assert [len(row.ids) for row in rows] == [2] and dropped == 1
-    with pytest.raises(UserError, match="none of the 1 rows has 2 to 64 tokens"):
+    with pytest.raises(UserError, match="none of the 1 rows has from 2 tokens to the 64 positions"):
         rows_of(tokenizer, ("", ""))
 
 

@@ -243,12 +243,16 @@ def test_no_split_of_the_rollout_changes_a_mean(shape: dict[str, int]) -> None:
 
 def test_means_and_maxima_are_those_of_all_processes() -> None:
     """The other process has the same sums here, and other extremes."""
-    stage = Stage([1.0], world=2, maxima=[(9.0, 0.0), (1.0, 8.0)])
+    others = [(9.0, 0.0, torch.tensor([0.5])), (1.0, 8.0, torch.tensor([-0.5, 0.25]))]
+    stage = Stage([1.0], world=2, maxima=others)
     alone, both = play(batch_of(*ALIKE, moved=0.2))[0], play(batch_of(*ALIKE, moved=0.2), stage)[0]
     assert both.kl == pytest.approx(alone.kl) and both.policy_loss == pytest.approx(
         alone.policy_loss
     )
     assert (both.ratio_max, both.ratio_first_error) == (9.0, 8.0)
+    assert both.first_log_ratios[-3:].tolist() == [0.5, -0.5, 0.25]
+    ours = both.first_log_ratios[:-3].tolist()  # of this process's two responses
+    assert ours == pytest.approx([0.2] * 6, rel=1e-5)
     quiet = Stage([1.0], world=2, others=3.0)  # sums of the other process that are not ours
     ours = alone.kl * 6  # this process holds two of the four responses
     assert play(batch_of(*ALIKE, moved=0.2), quiet)[0].kl == pytest.approx(
