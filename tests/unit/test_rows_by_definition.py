@@ -103,7 +103,8 @@ def test_plain_text_is_joined_as_it_stands_and_ends_once() -> None:
 
 def long_rows(tokenizer: Any, rows: Any, most: int) -> dict[int, int]:
     """Numbers of the rows that are longer than a limit, and their tokens."""
-    limit = LengthLimit("most", most, limits_of(tiny_model("gpt2").config, "policy.path"))
+    model = tiny_model("gpt2", len(tokenizer)).config
+    limit = LengthLimit("most", most, limits_of(model, "policy.path"))
     found = {}
     for number, row in enumerate(rows):
         (prompt, answer), *others = row
@@ -113,7 +114,8 @@ def long_rows(tokenizer: Any, rows: Any, most: int) -> dict[int, int]:
         else:
             one = Demonstration("d:1", prompt, answer)
             long = fit_demonstrations([one], tokenizer, limit, "data.demonstrations", "drop").long
-        found |= {number: item.tokens for item in long}
+        for item in long:
+            found[number] = item.tokens
     return found
 
 

@@ -40,9 +40,12 @@ def rows_for(module: Any, name: str, train: Any, monkeypatch: pytest.MonkeyPatch
     return list(handed.value.args[0]["train_dataset"])
 
 
+MODEL = tiny_model("gpt2", len(byte_tokenizer(chat=False))).config
+
+
 def limit(most: int) -> LengthLimit:
     """The most tokens of a row, of a model of 64 positions."""
-    return LengthLimit("max_tokens", most, limits_of(tiny_model("gpt2").config, "policy.path"))
+    return LengthLimit("max_tokens", most, limits_of(MODEL, "policy.path"))
 
 
 def plain(prompt: str, completion: str, row: int = 1) -> Demonstration:

@@ -79,7 +79,10 @@ def test_a_side_is_summed_up_over_what_it_has() -> None:
     assert policy["gold"] == estimate([1.0, 2.0, 3.0, 8.0])
     assert policy["gold_parts"] == {"flaws": estimate([0.0, 0.25, 0.5, 0.75])}
     assert policy["length"] == estimate([10.0, 20.0, 4.0, 40.0])
-    assert policy["stopped"] == estimate([1.0, 0.0, 1.0, 1.0])
+    stopped = policy["stopped"]
+    assert stopped["mean"] == 0.75 and stopped["low"] < 0.75 < stopped["high"]
+    for end in (stopped["low"], stopped["high"]):  # Wilson's: at 1.96 standard errors of its own
+        assert abs(end - 0.75) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / 4), rel=1e-4)
     assert policy["kl"] == estimate([0.1, 0.2, 0.3, 0.6])
     assert policy["distinct_1"] == distinct_n(POLICY.texts, 1)
     assert policy["distinct_2"] == distinct_n(POLICY.texts, 2) != policy["distinct_1"]
@@ -138,7 +141,7 @@ def test_samples_are_a_line_a_prompt_with_every_answer_to_it(tmp_path: Path) -> 
         POLICY, REFERENCE, GREEDY, GREEDY_REFERENCE, {"one": {"sampled": OTHER, "greedy": GREEDY}}
     )
     prompts = plain_prompts({}, {}, {}, {})
-    write_samples(tmp_path / "samples.jsonl", prompts, answers)
+    write_samples(tmp_path / "samples.jsonl", prompts, answers, None)
     lines = read_jsonl(tmp_path / "samples.jsonl")
     assert [line["prompt"] for line in lines] == [f"prompt {row}" for row in range(4)]
     assert lines[1]["policy"] == {
@@ -157,7 +160,7 @@ def test_samples_are_a_line_a_prompt_with_every_answer_to_it(tmp_path: Path) -> 
 
 def test_letters_of_all_scripts_stay_readable(tmp_path: Path) -> None:
     answers = Answers(side([1.0], texts=["größer 大"]), side([1.0]), None, None, {})
-    write_samples(tmp_path / "samples.jsonl", plain_prompts({}), answers)
+    write_samples(tmp_path / "samples.jsonl", plain_prompts({}), answers, None)
     assert "größer 大" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
 
 
@@ -230,17 +233,22 @@ def test_runs_are_compared_by_method_over_their_seeds(tmp_path: Path) -> None:
         write_run(tmp_path / "dr-grpo-2", 4.0, gold={"mean": 0.5}),
         write_run(tmp_path / "gae-1", 7.0),
     ]
-    lines = compare(folders).splitlines()
+    lines = comparison_text(folders).partition("| method")[1:]
+    lines = "".join(lines).splitlines()
     assert lines[0] == "| method | seeds | win rate by score | score | KL, nats |"  # gold: not all
     assert lines[2].startswith("| dr-grpo | 2 | 3.000 [-9.706, 15.706] |")
     assert lines[3] == "| gae | 1 | 7.000 | 7.000 | 7.000 |"
 
 
-def test_a_seed_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_is_given_twice_is_refused_and_one_of_the_same_name_is_not(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "again").mkdir()
     folders = [write_run(tmp_path / "gae-1", 1.0), write_run(tmp_path / "again" / "gae-1", 1.0)]
-    with pytest.raises(UserError, match="a second gae-1"):
-        compare(folders)
+    with pytest.raises(UserError, match="gae-1: given twice"):
+        comparison_text([folders[0], tmp_path / "again" / ".." / "gae-1"])
+    lines = [line for line in comparison_text(folders).splitlines() if "| 1.000" in line]
+    assert len(lines) == 2 and all("| 1 | 1.000" in line for line in lines)
 
 
 # ---- the terminal
@@ -302,6 +310,7 @@ def test_what_is_exploited_leaves_out_prompts_without_a_score() -> None:
     assert (found["reference"], found["policy"]) == (0.5, 1.5)
     assert found["change"]["mean"] == 1.0
     assert exploited(of([0.0] * 40, worse), of([0.0] * 40, gold), SAMPLES, 0) == []
+    assert exploited(of([0.0] * 39 + [NAN], worse), of([0.0] * 40, gold), SAMPLES, 0) == []
 
 
 def parts_side(parts: list[dict[str, float]], scores: list[float]) -> Side:
@@ -310,22 +319,38 @@ def parts_side(parts: list[dict[str, float]], scores: list[float]) -> Side:
 
 
 def test_a_score_that_is_known_to_have_risen_has_risen_wherever_it_is_known() -> None:
-    """Two of forty prompts were scored on both sides; the others do not say that it stayed."""
+    """Of forty prompts few were scored on both sides; the others do not say that it stayed.
+
+    Six that rose are beyond chance, p = 2 / 2^6; five are not.
+    """
     before = [{"score": -float(place % 3), "flaws": float(place % 3)} for place in range(40)]
     after = [{"score": item["score"] - 1, "flaws": item["flaws"] + 1} for item in before]
-    scores = [1.0] * 2 + [NAN] * 38
-    (found,) = exploited(parts_side(after, scores), parts_side(before, [0.0] * 40), SAMPLES, 0)
-    assert found["part"] == "flaws"
+    found = [
+        exploited(
+            parts_side(after, [1.0] * known + [NAN] * (40 - known)),
+            parts_side(before, [0.0] * 40), SAMPLES, 0,
+        )
+        for known in (6, 5)
+    ]  # fmt: skip
+    assert [[item["part"] for item in items] for items in found] == [["flaws"], []]
 
 
-def changed(others: int) -> list[dict[str, Any]]:
-    """A flaw that rose by 2.4 standard errors beside parts that stayed as they were."""
+def changed(others: int, moved: float = 1.0) -> list[dict[str, Any]]:
+    """A flaw that rose by 2.4 standard errors beside parts whose changes are noise of mean 0."""
+    source = torch.Generator().manual_seed(3)
+    noise = {
+        f"other{n}": [
+            moved if place % 2 else -moved for place in torch.randperm(40, generator=source)
+        ]
+        for n in range(others)
+    }
     steps = [0.385 + (1.0 if place % 2 else -1.0) for place in range(40)]
     still = {f"other{n}": 0.0 for n in range(others)}
     before = [{"score": -float(n % 4), "flaws": float(n % 4)} | still for n in range(40)]
     after = [
-        {"score": item["score"] - step, "flaws": item["flaws"] + step} | still
-        for item, step in zip(before, steps, strict=True)
+        {"score": item["score"] - step, "flaws": item["flaws"] + step}
+        | {name: float(changes[place]) for name, changes in noise.items()}
+        for place, (item, step) in enumerate(zip(before, steps, strict=True))
     ]
     return exploited(
         parts_side(after, [1.0] * 40), parts_side(before, [0.0] * 40), samples=4000, seed=0
@@ -336,6 +361,8 @@ def test_of_many_parts_each_must_stand_out_further() -> None:
     """Ten parts raise a false alarm once in twenty evaluations together, not each."""
     assert [item["part"] for item in changed(others=0)] == ["flaws"]
     assert changed(others=9) == []
+    # Parts that stayed as they were cannot raise a false alarm.
+    assert [item["part"] for item in changed(others=9, moved=0.0)] == ["flaws"]
 
 
 def test_the_largest_change_comes_first_whichever_way_it_went() -> None:
