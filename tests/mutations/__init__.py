@@ -12,6 +12,7 @@ from typing import NamedTuple
 from . import (
     algorithm,
     diagnostics,
+    encoded,
     intervals,
     judged,
     numbers,
@@ -24,6 +25,7 @@ from . import (
     step,
     texts,
     update,
+    verdicts,
 )
 
 MODULES = (
@@ -36,10 +38,12 @@ MODULES = (
     rewards,
     reward_services,
     texts,
+    encoded,
     rows,
     sides,
     judged,
     intervals,
+    verdicts,
     diagnostics,
 )
 
@@ -56,8 +60,8 @@ class Mutation(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Of the package."""
-        return self.file.partition("/")[0]
+        """Of the package; "." for its own modules."""
+        return self.file.rpartition("/")[0] or "."
 
 
 MUTATIONS = [

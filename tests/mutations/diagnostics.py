@@ -111,19 +111,11 @@ TABLES = {
         ("gain: surely worse", 'rate["low"] <= 0.5', 'rate["high"] <= 0.5'),
         (
             "hacking: the score need not rise",
-            'paid = policy["score"]["low"] > reference["score"]["high"]',
-            "paid = True",
+            'change["score"]["low"] > 0 > change["gold"]["high"]',
+            '0 > change["gold"]["high"]',
         ),
-        (
-            "hacking: means of gold",
-            'policy["gold"]["high"] < reference["gold"]["low"]',
-            'policy["gold"]["mean"] < reference["gold"]["mean"]',
-        ),
-        (
-            "hacking: gold that rose",
-            'policy["gold"]["high"] < reference["gold"]["low"]',
-            'policy["gold"]["low"] > reference["gold"]["high"]',
-        ),
+        ("hacking: means of gold", '0 > change["gold"]["high"]', '0 > change["gold"]["mean"]'),
+        ("hacking: gold that rose", '0 > change["gold"]["high"]', '0 < change["gold"]["low"]'),
         (
             "metrics: half a line ends the run",
             "except ValueError:\n            continue",
@@ -134,10 +126,28 @@ TABLES = {
             'last = int(metrics[-1].get("step", 0)) if metrics else 0',
             "last = 0",
         ),
+        (
+            "reward model: a coin by its mean",
+            'if accuracy["low"] <= 0.5:',
+            'if accuracy["accuracy"] <= 0.5:',
+        ),
+        (
+            "reward model: kinds tested each on its own",
+            'kind["p"] * len(kinds) < 0.05',
+            'kind["p"] < 0.05',
+        ),
     ),
 }
 OWN = {
-    "diagnostics/signs.py": ("tests/unit/test_diagnostics.py", "tests/unit/test_signs.py"),
-    "diagnostics/findings.py": ("tests/unit/test_diagnostics.py", "tests/unit/test_signs.py"),
+    "diagnostics/signs.py": (
+        "tests/unit/test_diagnostics.py",
+        "tests/unit/test_signs.py",
+    ),
+    "diagnostics/findings.py": (
+        "tests/unit/test_diagnostics.py",
+        "tests/unit/test_signs.py",
+        "tests/unit/test_reward_accuracy.py",
+        "tests/exact/test_verdicts.py",
+    ),
 }
 MORE = ("tests/unit/test_docs.py",)

@@ -79,6 +79,47 @@ TABLES = {
             "student_quantile(len(values) - 1) * float",
             "student_quantile(len(values)) * float",
         ),
+        (
+            "flip: each part on its own",
+            ".abs().amax(dim=1) for signs",
+            ".abs().amin(dim=1) for signs",
+        ),
+        (
+            "flip: one-sided",
+            "observed = (data.sum(dim=0) / size).abs()",
+            "observed = data.sum(dim=0) / size",
+        ),
+        ("flip: drawn p may be 0", "(1 + reached) / (1 + len(most))", "reached / len(most)"),
+        (
+            "reaching: the exact test is not asked",
+            "if p >= LEVEL:\n        found = found",
+            "if p > 1:\n        found = found",
+        ),
+        (
+            "change: from after to before",
+            "difference = after.double() - before.double()",
+            "difference = before.double() - after.double()",
+        ),
+        (
+            "changes: from after to before",
+            "after[name].double() - before[name].double()",
+            "before[name].double() - after[name].double()",
+        ),
+        (
+            "share: resampled where all are 0 or 1",
+            "if all(value in (0, 1) for value in values):",
+            "if not values:",
+        ),
+        (
+            "share: change of half the size",
+            "{name: 2 * rate[name] - 1 for",
+            "{name: rate[name] - 0.5 for",
+        ),
+        (
+            "worth: exact test against 0",
+            "flip_test((worths - 0.5)[:, None], seed)",
+            "flip_test(worths[:, None], seed)",
+        ),
     ),
     "evaluation/length_control.py": (
         ("slope: prior is missing", "+ found[:, 1] / PRIOR**2", "+ 0 * found[:, 1]"),
@@ -116,7 +157,7 @@ TABLES = {
         ),
         ("band: of the last contrast", ".amax(1).quantile(0.95)", "[:, -1].quantile(0.95)"),
         ("band: of 50 %", ".amax(1).quantile(0.95)", ".amax(1).quantile(0.5)"),
-        ("rose: the end alone", "bool(rises.any()) or float(low[-1]) > 0", "float(low[-1]) > 0"),
+        ("rose: the end alone", "bool(rises.any()) or bool(above[-1])", "bool(above[-1])"),
         (
             "peak: counted from the first inner point",
             "1 + int(inner[0].argmax())",
@@ -169,17 +210,29 @@ TABLES = {
         ),
         ("percentiles: of 90 %", "[0.025, 0.975]", "[0.05, 0.95]"),
         ("percentiles: the estimate is one of them", "rows[1:].quantile(", "rows[:-1].quantile("),
+        (
+            "rose: the exact test is not asked",
+            "        above &= flip_test(_contrasts(data), seed) < LEVEL\n",
+            "",
+        ),
     ),
     "evaluation/exploitation.py": (
         ("score: need not rise", '["low"] <= 0:', '["high"] <= 0:'),
-        ("score: missing ones", "risen = risen[risen.isfinite()]", "risen = risen.nan_to_num()"),
-        ("level: each part on its own", "level = 0.025 / len(names)", "level = 0.025"),
+        (
+            "score: missing ones",
+            "both = policy.scores.isfinite() & reference",
+            "both = policy.scores.isfinite() | reference",
+        ),
         (
             "worse: errors that fell",
-            "((signs < 0) & (low > 0)) | ((signs > 0) & (high < 0))",
-            "((signs < 0) & (high < 0)) | ((signs > 0) & (high < 0))",
+            'signs[place] < 0 < change["low"]',
+            'signs[place] < 0 and change["high"] < 0',
         ),
-        ("worse: virtues that rose", "((signs > 0) & (high < 0))", "((signs > 0) & (low > 0))"),
+        (
+            "worse: virtues that rose",
+            'change["high"] < 0 < signs[place]',
+            '0 < signs[place] and 0 < change["low"]',
+        ),
         (
             "order: the smallest first",
             'key=lambda item: -abs(item["change"]["mean"])',
@@ -209,12 +262,25 @@ TABLES = {
     ),
 }
 OWN = {
-    "evaluation/statistics.py": ("tests/unit/test_resampling.py", "tests/unit/test_statistics.py"),
+    "evaluation/statistics.py": (
+        "tests/unit/test_resampling.py",
+        "tests/unit/test_statistics.py",
+        "tests/exact/test_verdicts.py",
+    ),
     "evaluation/length_control.py": ("tests/unit/test_resampling.py",),
     "evaluation/over_optimisation.py": (
         "tests/unit/test_best_of_n.py",
         "tests/unit/test_frontier.py",
+        "tests/exact/test_verdicts.py",
     ),
-    "evaluation/exploitation.py": ("tests/unit/test_summary.py", "tests/unit/test_exploitation.py"),
+    "evaluation/exploitation.py": (
+        "tests/unit/test_summary.py",
+        "tests/unit/test_exploitation.py",
+    ),
 }
-MORE = ("tests/unit/test_frontier.py", "tests/unit/test_intervals.py")
+MORE = (
+    "tests/unit/test_frontier.py",
+    "tests/unit/test_intervals.py",
+    "tests/unit/test_summary.py",
+    "tests/unit/test_judge.py",
+)

@@ -174,17 +174,16 @@ TABLES = {
         ),
     ),
     "training/ptx.py": (
-        ("rows: the first token is learnt from nothing", "        start = max(1, start)\n", ""),
+        ("rows: the first token is learnt from nothing", "max(1, row.start)", "row.start"),
         (
             "rows: a row with nothing to learn is kept",
-            "if start < len(ids) <= limit",
-            "if start <= len(ids) <= limit",
+            "if row.start < len(row.ids)]",
+            "if row.start <= len(row.ids)]",
         ),
-        ("rows: one token shorter than allowed", "len(ids) <= limit:", "len(ids) < limit:"),
         (
-            "rows: longer than the model's positions",
-            "min(max_tokens, positions or max_tokens)",
-            "max_tokens",
+            "rows: one token shorter than allowed",
+            '"ptx.max_tokens", max_tokens, limits)',
+            '"ptx.max_tokens", max_tokens - 1, limits)',
         ),
         (
             "rows: kept ones are counted",
@@ -193,8 +192,8 @@ TABLES = {
         ),
         (
             "rows: the completion's first token is context",
-            "TextRow(tuple(ids), start)",
-            "TextRow(tuple(ids), start + 1)",
+            "max(1, row.start)) for",
+            "max(1, row.start + 1)) for",
         ),
         ("draw: context loses a token", "row.ids[: row.start]", "row.ids[1 : row.start]"),
         ("draw: context is learnt too", "row.ids[row.start :]", "row.ids[row.start - 1 :]"),
@@ -224,7 +223,10 @@ TABLES = {
     ),
 }
 OWN = {
-    "training/metrics.py": ("tests/unit/test_metrics.py", "tests/unit/test_files.py"),
+    "training/metrics.py": (
+        "tests/unit/test_metrics.py",
+        "tests/unit/test_files.py",
+    ),
     "training/guard.py": ("tests/unit/test_guard.py",),
     "training/ptx.py": ("tests/unit/test_text_rows.py",),
     "training/failures.py": ("tests/unit/test_metrics.py",),

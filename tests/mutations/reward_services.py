@@ -64,39 +64,47 @@ TABLES = {
         ("headers: left out", ", **(headers or {})}", "}"),
     ),
     "rewards/classifier.py": (
-        ("long: cut instead of missing", "if len(ids) <= limit]", "if len(ids) <= limit + 1]"),
-        ("long: one token shorter than allowed", "if len(ids) <= limit]", "if len(ids) < limit]"),
+        (
+            "long: cut instead of missing",
+            "if len(ids) > limit.tokens:",
+            "if len(ids) > limit.tokens + 1:",
+        ),
+        (
+            "long: one token shorter than allowed",
+            "if len(ids) > limit.tokens:",
+            "if len(ids) >= limit.tokens:",
+        ),
         (
             "rows: by their place among the short",
             "rows = [short[place] for place in group.tolist()]",
             "rows = group.tolist()",
         ),
-        ("output: always the first", "outputs[:, self.output]", "outputs[:, 0]"),
+        ("output: always the first", "[:, self.output]", "[:, 0]"),
         (
             "output: by the label's place",
             "for number, name in names.items():\n        if source.label in (number, name):",
             (
-                "for number, name in enumerate(sorted(names.values())):\n"
-                "        if source.label in (number, name):"
+                "for number, name in enumerate(sorted(names.values())):\n        if "
+                "source.label in (number, name):"
             ),
         ),
-        ("packed: pooled at the last token", "if token != self.pad)", "if token >= 0)"),
-        ("packed: pooled at the first token", "last = max((place", "last = min((place"),
+        ("packed: pooled at the last token", "if token != self.pad]", "if token >= 0]"),
+        ("packed: pooled at the first token", "words[-1] if words", "words[0] if words"),
         (
             "packed: places without what comes before",
-            "places.append(start + last)",
-            "places.append(last)",
+            "places.append(start + (words",
+            "places.append(0 * start + (words",
         ),
         ("padded: the padding is read", "mask[row, : len(tokens)] = 1", "mask[row, :] = 1"),
         (
             "padded: with 0",
-            "torch.full((len(encoded), width), self.pad)",
+            "torch.full((len(encoded), width), pad)",
             "torch.zeros((len(encoded), width), dtype=torch.int64)",
         ),
         (
             "pad: the tokenizer's",
-            "int(self.model.config.pad_token_id or 0)",
-            "int(tokenizer.pad_token_id or 0)",
+            "int | None = self.model.config.pad_token_id",
+            "int | None = tokenizer.pad_token_id",
         ),
         (
             "template: the response alone",
@@ -106,11 +114,59 @@ TABLES = {
                 'str) else "", response)'
             ),
         ),
+        (
+            "ways: each by itself alone",
+            '[*(way for way in ways if self._says_the_same(rows, way, expected)), "alone"]',
+            '["alone"]',
+        ),
+        (
+            "ways: untried",
+            "way for way in ways if self._says_the_same(rows, way, expected)",
+            "way for way in ways",
+        ),
+    ),
+    "rewards/accuracy.py": (
+        (
+            "accuracy: ties are lost",
+            "sum(m > 0 for m in margins), sum(m == 0 for m in margins)",
+            "sum(m > 0 for m in margins), 0",
+        ),
+        (
+            "accuracy: ties are won",
+            "sum(m > 0 for m in margins), sum(m == 0 for m in margins)",
+            "sum(m >= 0 for m in margins), 0",
+        ),
+        ("accuracy: margin of a sum", "sum(margins) / len(margins)}", "sum(margins)}"),
+        (
+            "all kinds: those that are right alone",
+            "if right + wrong + ties else None",
+            "if right else None",
+        ),
+        ("older files: right pairs lose their ties", "(halves - ties) // 2", "halves // 2 - ties"),
+        (
+            "kinds: without intervals",
+            "dict(probe) | _probe(*_counts(probe)) for",
+            "dict(probe) for",
+        ),
     ),
 }
 OWN = {
-    "rewards/service.py": ("tests/unit/test_reward_service.py", "tests/unit/test_reward_calls.py"),
-    "rewards/post.py": ("tests/unit/test_reward_service.py", "tests/unit/test_reward_calls.py"),
+    "rewards/service.py": (
+        "tests/unit/test_reward_service.py",
+        "tests/unit/test_reward_calls.py",
+    ),
+    "rewards/post.py": (
+        "tests/unit/test_reward_service.py",
+        "tests/unit/test_reward_calls.py",
+    ),
     "rewards/classifier.py": ("tests/unit/test_reward_source.py",),
+    "rewards/accuracy.py": (
+        "tests/unit/test_reward_accuracy.py",
+        "tests/unit/test_stages.py",
+    ),
 }
-MORE = ("tests/unit/test_gold.py", "tests/unit/test_judge.py", "tests/unit/test_reward_source.py")
+MORE = (
+    "tests/unit/test_gold.py",
+    "tests/unit/test_judge.py",
+    "tests/unit/test_reward_source.py",
+)

@@ -4,18 +4,6 @@ from __future__ import annotations
 
 TABLES = {
     "rollout/noise.py": (
-        (
-            "seed: parts run together",
-            '"/".join(str(part) for part in parts)',
-            '"".join(str(part) for part in parts)',
-        ),
-        (
-            "seed: another one in each process",
-            "hashlib.blake2b(text.encode(), digest_size=8).digest()",
-            "hash(text).to_bytes(8, 'big', signed=True)",
-        ),
-        ("seed: of 64 bits", '"big") >> 1', '"big")'),
-        ("seed: of 32 bits", '"big") >> 1', '"big") >> 32'),
         ("copies: the third as the second", "copies[row] = copy + 1", "copies[row] = 1"),
         ("copies: all alike", "step, row, copy)", "step, row)"),
         ("noise: alike in every step", "purpose, step, row", "purpose, row"),
@@ -32,8 +20,8 @@ TABLES = {
         ("order: not put back", "torch.tensor(order).argsort()", "torch.tensor(order)"),
         (
             "order: noise of other rows",
-            "noise[rows], settings)",
-            "noise[start : start + settings.batch_size], settings)",
+            "noise[rows], settings, way)",
+            "noise[: len(rows)], settings, way)",
         ),
         ("mode: the model stays in evaluation", "    model.train(training)\n", ""),
         (
@@ -91,8 +79,8 @@ TABLES = {
             "decode: the stop token does not count",
             "        mask[alive, t] = True\n        ended = torch.isin(token, stop_ids)\n",
             (
-                "        ended = torch.isin(token, stop_ids)\n"
-                "        mask[alive[~ended], t] = True\n"
+                "        ended = torch.isin(token, stop_ids)\n        mask[alive[~ended], "
+                "t] = True\n"
             ),
         ),
         (
@@ -118,56 +106,10 @@ TABLES = {
         ),
         ("decode: cut ones are stopped", "stopped=stopped.cpu(),", "stopped=~stopped.cpu(),"),
         ("close ranks: count left out", ".squeeze(-1) + count", ".squeeze(-1)"),
-        (
-            "decoder: the first token of each prompt is hidden",
-            "(column >= lengths.max() - lengths[:, None])",
-            "(column > lengths.max() - lengths[:, None])",
-        ),
-        (
-            "decoder: next position is the last one's",
-            "self.position = lengths[:, None]",
-            "self.position = lengths[:, None] - 1",
-        ),
-        ("decoder: position never moves on", "        self.position = self.position + 1\n", ""),
-        (
-            "decoder: padding counts as positions",
-            "(self.mask.cumsum(dim=1) - 1).clamp(min=0)",
-            "torch.arange(ids.shape[1]).expand_as(ids)",
-        ),
-        (
-            "decoder: positions of other rows",
-            "self.mask, self.position = self.mask[rows], self.position[rows]",
-            "self.mask, self.position = self.mask[rows], self.position[: len(rows)]",
-        ),
-        (
-            "decoder: masks of other rows",
-            "self.mask, self.position = self.mask[rows], self.position[rows]",
-            "self.mask, self.position = self.mask[: len(rows)], self.position[rows]",
-        ),
-        (
-            "packed: keys on the left",
-            "(0, 0, width - x.shape[1], 0)",
-            "(0, 0, 0, width - x.shape[1])",
-        ),
-        (
-            "packed: a prompt's cache for another",
-            "keys[which], values[which]",
-            "keys[which], values[which.flip(0)]",
-        ),
-        (
-            "packed: logits of the first token",
-            ".cumsum(0) - 1\n        return",
-            ".cumsum(0) - torch.tensor(lengths, device=device)\n        return",
-        ),
-        (
-            "packed: logits without copies",
-            "output_logits(base, states[last])[which]",
-            "output_logits(base, states[last])",
-        ),
+        ("equal: lengths are mixed", "key=lambda row: lengths[row])]", "key=lambda row: 0)]"),
     ),
     "rollout/collect.py": (
-        ("texts: special tokens too", "skip_special_tokens=True", "skip_special_tokens=False"),
-        ("texts: padding too", "tokenizer.decode(ids[mask]", "tokenizer.decode(ids"),
+        ("texts: padding too", "ids[mask].tolist()", "ids.tolist()"),
         (
             "judge: rows in the order of the lengths",
             "logprobs[rows] = outputs",
@@ -261,11 +203,85 @@ TABLES = {
             "end),\n                _enlarged(self.values",
         ),
     ),
+    "rollout/decoder.py": (
+        (
+            "decoder: the first token of each prompt is hidden",
+            "(column >= lengths.max() - lengths[:, None])",
+            "(column > lengths.max() - lengths[:, None])",
+        ),
+        (
+            "decoder: next position is the last one's",
+            "self.position = lengths[:, None]",
+            "self.position = lengths[:, None] - 1",
+        ),
+        ("decoder: position never moves on", "        self.position = self.position + 1\n", ""),
+        (
+            "decoder: padding counts as positions",
+            "(self.mask.cumsum(dim=1) - 1).clamp(min=0)",
+            "torch.arange(ids.shape[1]).expand_as(ids)",
+        ),
+        (
+            "decoder: positions of other rows",
+            "self.mask, self.position = self.mask[rows], self.position[rows]",
+            "self.mask, self.position = self.mask[rows], self.position[: len(rows)]",
+        ),
+        (
+            "decoder: masks of other rows",
+            "self.mask, self.position = self.mask[rows], self.position[rows]",
+            "self.mask, self.position = self.mask[: len(rows)], self.position[rows]",
+        ),
+        (
+            "packed: keys on the left",
+            "(0, 0, width - x.shape[1], 0)",
+            "(0, 0, 0, width - x.shape[1])",
+        ),
+        (
+            "packed: a prompt's cache for another",
+            "keys[which], values[which]",
+            "keys[which], values[which.flip(0)]",
+        ),
+        (
+            "packed: logits of the first token",
+            ".cumsum(0) - 1\n        return output_logits(base",
+            (
+                ".cumsum(0) - torch.tensor(lengths, device=device)\n        return "
+                "output_logits(base"
+            ),
+        ),
+        (
+            "packed: logits without copies",
+            "output_logits(base, states[last])[which]",
+            "output_logits(base, states[last])",
+        ),
+        (
+            "whole: rows in the order of their lengths",
+            "logits[torch.cat(groups).argsort().to(logits.device)]",
+            "logits",
+        ),
+        ("whole: the new token in front", "torch.cat([row, t[None]])", "torch.cat([t[None], row])"),
+        (
+            "way: states behind a mask",
+            '"equal" if any(_has_state(layer) for layer in layers)',
+            '"padded" if any(_has_state(layer) for layer in layers)',
+        ),
+    ),
 }
 OWN = {
     "rollout/noise.py": ("tests/unit/test_sampling.py",),
-    "rollout/generation.py": ("tests/unit/test_sampling.py", "tests/unit/test_decoding.py"),
+    "rollout/generation.py": (
+        "tests/unit/test_sampling.py",
+        "tests/unit/test_decoding.py",
+    ),
     "rollout/collect.py": ("tests/unit/test_collect.py",),
     "rollout/cache.py": ("tests/unit/test_cache.py",),
+    "rollout/decoder.py": (
+        "tests/unit/test_decoding.py",
+        "tests/unit/test_sampling.py",
+        "tests/invariance/test_generation.py",
+    ),
 }
-MORE = ("tests/unit/test_decoding.py", "tests/invariance/test_generation.py")
+MORE = (
+    "tests/unit/test_decoding.py",
+    "tests/invariance/test_generation.py",
+    "tests/invariance/test_families.py",
+)

@@ -4,88 +4,6 @@ from __future__ import annotations
 
 TABLES = {
     "data/loading.py": (
-        (
-            "place: lines from 0",
-            'enumerate(text.split("\\n"), start=1)',
-            'enumerate(text.split("\\n"))',
-        ),
-        (
-            "place: blank lines are not counted",
-            'enumerate(text.split("\\n"), start=1)',
-            'enumerate([s for s in text.split("\\n") if s.strip()], start=1)',
-        ),
-        ("lines: cut at every kind of line end", 'text.split("\\n")', "text.splitlines()"),
-        (
-            "lines: a broken one ends the file",
-            (
-                '            yield BrokenRow(where, "not valid JSON", f"{error.msg}: '
-                '{_shorten(line)}")\n            continue'
-            ),
-            (
-                '            yield BrokenRow(where, "not valid JSON", f"{error.msg}: '
-                '{_shorten(line)}")\n            return'
-            ),
-        ),
-        ("text: a byte order mark is text", '"utf-8-sig"', '"utf-8"'),
-        (
-            "text: line of a bad byte",
-            'raw[: error.start].count(b"\\n") + 1',
-            'raw[: error.start].count(b"\\n")',
-        ),
-        (
-            "json: a list of lists",
-            "if isinstance(values, dict):\n        return Row",
-            "if values:\n        return Row",
-        ),
-        (
-            "json: places from 1",
-            'f"{path}[{index}]", item) for index, item in enumerate(content)]\n\n\ndef _object',
-            (
-                'f"{path}[{index}]", item) for index, item in enumerate(content, 1)]\n\n\n'
-                "def _object"
-            ),
-        ),
-        (
-            "json: one object a line is refused",
-            "if lines and isinstance(lines[0], Row):",
-            "if lines and isinstance(lines[0], BrokenRow):",
-        ),
-        (
-            "csv: line of the end of a row",
-            'where, line = f"{path}:{line}", reader.line_num + 1',
-            'where, line = f"{path}:{reader.line_num}", reader.line_num + 1',
-        ),
-        (
-            "csv: a short row is a row",
-            "elif len(cells) != len(header):",
-            "elif len(cells) > len(header):",
-        ),
-        (
-            "csv: a long row is a row",
-            "elif len(cells) != len(header):",
-            "elif len(cells) < len(header):",
-        ),
-        ("csv: a name twice", "if header.count(name) > 1}", "if header.count(name) > 2}"),
-        (
-            "csv: a column without a name",
-            "or not all(name.strip() for name in header)",
-            "or not all(header[:1])",
-        ),
-        (
-            "csv: messages stay text",
-            'if text.lstrip().startswith("[{"):',
-            'if text.startswith("{"):',
-        ),
-        (
-            "csv: cells of 131,072 characters",
-            "csv.field_size_limit(LONGEST_CELL)",
-            "csv.field_size_limit()",
-        ),
-        (
-            "csv: the limit stays for others",
-            "        csv.field_size_limit(before)\n",
-            "        pass\n",
-        ),
         ("hub: a slice is a config", 'if not colon or "[" in config:', "if not colon:"),
         (
             "hub: the config is the split",
@@ -280,13 +198,16 @@ TABLES = {
         ),
         (
             "bad rows: dropped in silence",
-            "        report.add(setting, reason, found, dropped=True)\n",
+            (
+                "        report.add(setting, reason, places, dropped=True, "
+                "example=_example(rows[0]))\n"
+            ),
             "        pass\n",
         ),
         (
             "bad rows: all of one reason",
-            "places[row.reason].append(row.where)",
-            "places[bad[0].reason].append(row.where)",
+            "grouped[row.reason].append(row)",
+            "grouped[bad[0].reason].append(row)",
         ),
         (
             "slip: one source that lacks it is enough",
@@ -304,18 +225,18 @@ TABLES = {
         ("used: one row a finding", "sum(len(item.places) for item in", "sum(1 for item in"),
         (
             "nothing found is a finding",
-            "        if places:\n            self.sources",
-            "        if True:\n            self.sources",
+            "        if places:\n            finding = Finding(reason",
+            "        if True:\n            finding = Finding(reason",
         ),
         (
             "long: refused though they are to be dropped",
-            "        if refuse:\n            raise_problems(",
-            "        if True:\n            raise_problems(",
+            "        if refuse:\n            longest",
+            "        if True:\n            longest",
         ),
         (
             "long: kept",
-            'f"longer than {limit}", [row.where for row in long], dropped=True)',
-            'f"longer than {limit}", [row.where for row in long], dropped=False)',
+            'Finding(f"longer than {limit}", True, places',
+            'Finding(f"longer than {limit}", False, places',
         ),
         (
             "write: the first places alone",
@@ -334,9 +255,106 @@ TABLES = {
         ),
         ("problems: none raise too", "    if not problems:\n        return\n", ""),
     ),
+    "data/files.py": (
+        (
+            "place: lines from 0",
+            'enumerate(text.split("\\n"), start=1)',
+            'enumerate(text.split("\\n"))',
+        ),
+        (
+            "place: blank lines are not counted",
+            'enumerate(text.split("\\n"), start=1)',
+            'enumerate([s for s in text.split("\\n") if s.strip()], start=1)',
+        ),
+        ("lines: cut at every kind of line end", 'text.split("\\n")', "text.splitlines()"),
+        (
+            "lines: a broken one ends the file",
+            "str(error), _cut(line))\n            continue",
+            "str(error), _cut(line))\n            return",
+        ),
+        ("text: a byte order mark is text", '"utf-8-sig"', '"utf-8"'),
+        (
+            "text: line of a bad byte",
+            'raw[: error.start].count(b"\\n") + 1',
+            'raw[: error.start].count(b"\\n")',
+        ),
+        (
+            "json: a list of lists",
+            "if not isinstance(values, dict):\n        return BrokenRow",
+            "if not values:\n        return BrokenRow",
+        ),
+        (
+            "json: places from 1",
+            'f"{path}[{index}]", item) for index, item in enumerate(content)]',
+            'f"{path}[{index}]", item) for index, item in enumerate(content, 1)]',
+        ),
+        (
+            "json: one object a line is refused",
+            "if lines and isinstance(lines[0], Row):",
+            "if lines and isinstance(lines[0], BrokenRow):",
+        ),
+        (
+            "csv: line of the end of a row",
+            'where, line = f"{path}:{line}", reader.line_num + 1',
+            'where, line = f"{path}:{reader.line_num}", reader.line_num + 1',
+        ),
+        (
+            "csv: a short row is a row",
+            "elif len(cells) != len(header):",
+            "elif len(cells) > len(header):",
+        ),
+        (
+            "csv: a long row is a row",
+            "elif len(cells) != len(header):",
+            "elif len(cells) < len(header):",
+        ),
+        ("csv: a name twice", "if header.count(name) > 1}", "if header.count(name) > 2}"),
+        (
+            "csv: a column without a name",
+            "or not all(name.strip() for name in header)",
+            "or not all(header[:1])",
+        ),
+        (
+            "csv: messages stay text",
+            'if text.lstrip().startswith("[{"):',
+            'if text.startswith("{"):',
+        ),
+        (
+            "csv: cells of 131,072 characters",
+            "csv.field_size_limit(LONGEST_CELL)",
+            "csv.field_size_limit()",
+        ),
+        (
+            "csv: the limit stays for others",
+            "        csv.field_size_limit(before)\n",
+            "        pass\n",
+        ),
+        ("table: places in its thousand", 'f"{where}[{start + more}]"', 'f"{where}[{more}]"'),
+    ),
+    "data/strict_json.py": (
+        ("key twice: the last one counts", "if len(made) == len(pairs):", "if made or not pairs:"),
+        (
+            "number: infinite",
+            "if math.isinf(number) else number",
+            "if math.isnan(number) else number",
+        ),
+        (
+            "half of a character: is a text",
+            (
+                "            except UnicodeEncodeError as error:\n                return "
+                'Unusable("half of a character", f"{item[error.start]!r} at '
+                '{error.start}")'
+            ),
+            "            except UnicodeEncodeError:\n                continue",
+        ),
+        ("fault: in keys alone", "[*item, *item.values()]", "[*item]"),
+    ),
 }
 OWN = {
-    "data/loading.py": ("tests/unit/test_data_loading.py", "tests/unit/test_rows_by_definition.py"),
+    "data/loading.py": (
+        "tests/unit/test_data_loading.py",
+        "tests/unit/test_rows_by_definition.py",
+    ),
     "data/conversation.py": (
         "tests/unit/test_data_rows.py",
         "tests/unit/test_rows_by_definition.py",
@@ -347,6 +365,20 @@ OWN = {
         "tests/unit/test_rows_by_definition.py",
         "tests/unit/test_data_report.py",
     ),
-    "data/report.py": ("tests/unit/test_rows_by_definition.py", "tests/unit/test_data_report.py"),
+    "data/report.py": (
+        "tests/unit/test_rows_by_definition.py",
+        "tests/unit/test_data_report.py",
+    ),
+    "data/files.py": (
+        "tests/unit/test_data_loading.py",
+        "tests/unit/test_rows_by_definition.py",
+    ),
+    "data/strict_json.py": (
+        "tests/unit/test_data_loading.py",
+        "tests/faults/test_bad_data.py",
+    ),
 }
-MORE = ("tests/unit/test_text_rows.py", "tests/faults/test_bad_data.py")
+MORE = (
+    "tests/unit/test_text_rows.py",
+    "tests/faults/test_bad_data.py",
+)

@@ -93,8 +93,8 @@ TABLES = {
     "evaluation/sides.py": (
         (
             "greedy: with a KL",
-            "replace(self, sampling=sampling, log_ratios=None)",
-            "replace(self, sampling=sampling)",
+            "name=name, sampling=sampling, log_ratios=None)",
+            "name=name, sampling=sampling)",
         ),
         (
             "greedy: at the run's temperature",
@@ -191,18 +191,18 @@ TABLES = {
         ),
         (
             "side: length is what stopped",
-            '"stopped": estimate(side.stopped)',
-            '"stopped": estimate(side.lengths)',
+            "estimate_share(side.stopped, samples, seed)",
+            "estimate(side.lengths)",
         ),
         (
             "side: gold parts of the first answer",
-            "estimate([parts[name] for parts in side.gold]) for name",
-            "estimate([side.gold[0][name] for parts in side.gold]) for name",
+            "estimate_share([parts[name] for parts in side.gold], samples",
+            "estimate_share([side.gold[0][name] for parts in side.gold], samples",
         ),
         (
             "greedy: against the sampled reference",
-            "_against(answers.greedy_policy, answers.greedy_reference,",
-            "_against(answers.greedy_policy, reference,",
+            "_against(config, answers.greedy_policy, answers.greedy_reference)",
+            "_against(config, answers.greedy_policy, reference)",
         ),
         (
             "greedy: the sampled policy",
@@ -211,8 +211,8 @@ TABLES = {
         ),
         (
             "models: greedy against sampled",
-            "_against(side, against[how], samples",
-            "_against(side, reference, samples",
+            "_against(config, side, against[how])",
+            "_against(config, side, reference)",
         ),
         (
             "models: one path for all",
@@ -221,13 +221,13 @@ TABLES = {
         ),
         (
             "samples: all of the first prompt",
-            '"policy": _sample(answers.policy, index),',
-            '"policy": _sample(answers.policy, 0),',
+            '"policy": sample_of(answers.policy, index),',
+            '"policy": sample_of(answers.policy, 0),',
         ),
         (
             "samples: sides change places",
-            '"reference": _sample(answers.reference, index),',
-            '"reference": _sample(answers.policy, index),',
+            '"reference": sample_of(answers.reference, index),',
+            '"reference": sample_of(answers.policy, index),',
         ),
         (
             "samples: NaN in JSON",
@@ -240,7 +240,26 @@ TABLES = {
             '"stopped": bool(side.lengths[index])',
         ),
         ("samples: letters as codes", "ensure_ascii=False", "ensure_ascii=True"),
-        ("seed: that of the run", 'derive_seed(config.seed, "bootstrap")', "config.seed"),
+        (
+            "seed: that of the run",
+            'seed = derive_seed(config.seed, "bootstrap")\n    policy, reference',
+            "seed = config.seed\n    policy, reference",
+        ),
+        (
+            "change: from policy to reference",
+            "name: paired_change(ours, theirs, samples, seed)\n",
+            "name: paired_change(theirs, ours, samples, seed)\n",
+        ),
+        (
+            "change: parts without a score count",
+            "known = rows.isfinite().all(dim=0)",
+            "known = rows.isfinite().any(dim=0)",
+        ),
+        (
+            "change: gold parts change places",
+            "changes[group] = paired_changes(ours, theirs,",
+            "changes[group] = paired_changes(theirs, ours,",
+        ),
     ),
 }
 OWN = {

@@ -133,8 +133,8 @@ TABLES = {
         ),
         (
             "noise: of this process's prompts alone",
-            "[item.prompt.row for item in prompts],",
-            "[item.prompt.row for item in mine] * 9,",
+            "        [item.prompt.row for item in prompts],\n        config.rollout",
+            "        [item.prompt.row for item in mine] * 9,\n        config.rollout",
         ),
         ("noise: the first process's share", "mine, noise[share]", "mine, noise[: len(mine)]"),
         ("noise: alike after a rollback", '_purpose("rollout", again)', '_purpose("rollout", 0)'),
@@ -168,20 +168,20 @@ TABLES = {
         (
             "scores: normalised by what came before",
             (
-                "        moments = moments.add(scores)\n"
-                "    scores = normalize_scores(scores, moments,"
+                "        moments = moments.add(scores)\n    scores = "
+                "normalize_scores(scores, moments,"
             ),
             (
                 "        scores, moments = normalize_scores(scores, moments, "
-                "reward.normalization), moments.add(scores)\n"
-                "    scores = normalize_scores(scores, moments,"
+                "reward.normalization), moments.add(scores)\n    scores = "
+                "normalize_scores(scores, moments,"
             ),
         ),
         (
             "scores: clipped first",
             (
-                "normalize_scores(scores, moments, reward.normalization)\n"
-                "    scores = clip_scores(scores, reward.clip_range)"
+                "normalize_scores(scores, moments, reward.normalization)\n    scores = "
+                "clip_scores(scores, reward.clip_range)"
             ),
             (
                 "normalize_scores(clip_scores(scores, reward.clip_range), moments, "
@@ -273,7 +273,16 @@ TABLES = {
     ),
 }
 OWN = {
-    "training/ppo.py": ("tests/unit/test_plan.py", "tests/unit/test_ppo_step.py"),
-    "training/train_batch.py": ("tests/unit/test_train_batch.py", "tests/unit/test_plan.py"),
+    "training/ppo.py": (
+        "tests/unit/test_plan.py",
+        "tests/unit/test_ppo_step.py",
+    ),
+    "training/train_batch.py": (
+        "tests/unit/test_train_batch.py",
+        "tests/unit/test_plan.py",
+    ),
 }
-MORE = ("tests/invariance/test_ptx.py", "tests/invariance/test_ten_invariants.py")
+MORE = (
+    "tests/invariance/test_ptx.py",
+    "tests/invariance/test_ten_invariants.py",
+)

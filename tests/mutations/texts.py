@@ -70,49 +70,19 @@ TABLES = {
         ),
         (
             "prompt: without the beginning of the response",
-            "_render(tokenizer, prompt, add_generation_prompt=True)",
-            "_render(tokenizer, prompt, add_generation_prompt=False)",
+            "encode_text(tokenizer, render(tokenizer, prompt, generation_prompt=True))",
+            "encode_text(tokenizer, render(tokenizer, prompt, generation_prompt=False))",
         ),
         (
             "conversation: a second answer begins",
-            "_render(tokenizer, whole, add_generation_prompt=False)",
-            "_render(tokenizer, whole, add_generation_prompt=True)",
+            "encode_text(tokenizer, render(tokenizer, whole, generation_prompt=False))",
+            "encode_text(tokenizer, render(tokenizer, whole, generation_prompt=True))",
         ),
-        (
-            "conversation: plain text does not end",
-            "            whole += tokenizer.eos_token\n",
-            "            pass\n",
-        ),
+        ("conversation: plain text does not end", '("" if end else stop)', '""'),
         (
             "conversation: plain text ends twice",
-            "if tokenizer.eos_token and not whole.endswith(tokenizer.eos_token):",
-            "if tokenizer.eos_token:",
-        ),
-        (
-            "long: in characters",
-            "len(as_text(whole).encode()) + added",
-            "len(as_text(whole)) + added",
-        ),
-        (
-            "long: what the template adds is left out",
-            "len(as_text(whole).encode()) + added[order] > most",
-            "len(as_text(whole).encode()) > most",
-        ),
-        (
-            "long: the first conversation alone",
-            "        for prompt, response in conversations:\n",
-            "        for prompt, response in conversations[:1]:\n",
-        ),
-        (
-            "long: the limit itself is too long",
-            "if max(lengths) > most:",
-            "if max(lengths) >= most:",
-        ),
-        ("long: the last length", "long[number] = max(lengths)", "long[number] = lengths[-1]"),
-        (
-            "long: all orders add what the first adds",
-            'tuple(turn["role"] for turn in whole)\n            if',
-            '("any",)\n            if',
+            "if stop and text.endswith(stop):",
+            "if stop and text.startswith(stop):",
         ),
         (
             "joined: the answer is the user's",
@@ -129,6 +99,17 @@ TABLES = {
             '"\\n".join(message["content"] for message in text)',
             'text[-1]["content"]',
         ),
+        (
+            "tokens: the tokenizer's own end is left out",
+            "return _begun(begin, ids) + end",
+            "return _begun(begin, ids)",
+        ),
+        (
+            "tokens: a begin token twice",
+            "return ids if ids[: len(begin)] == begin else begin + ids",
+            "return begin + ids",
+        ),
+        ("dates: today's", "_undated(tokenizer.chat_template)", "tokenizer.chat_template"),
     ),
     "data/preferences.py": (
         (
@@ -174,7 +155,7 @@ TABLES = {
             "return Preference(row.where, prompt, chosen, rejected, kind)",
             "return Preference(row.where, prompt, rejected, chosen, kind)",
         ),
-        ("pair: kind is lost", 'row.values.get("kind", "all")', '"all"'),
+        ("pair: kind is lost", '"all" if kind is None else str(kind)', '"all"'),
         (
             "pair: the rejected may be missing",
             'for name in ("chosen", "rejected") if name not in row.values]',
@@ -220,13 +201,13 @@ TABLES = {
         (
             "overlap: compared as they stand",
             (
-                "held = {prompt.key: prompt.where for prompt in heldout}\n"
-                "    shared = [prompt for prompt in train if prompt.key in held]"
+                "held = {prompt.key: prompt.where for prompt in heldout}\n    shared = "
+                "[prompt for prompt in train if prompt.key in held]"
             ),
             (
                 "held = {prompt.key: prompt.where for prompt in heldout if "
-                "isinstance(prompt.text, str)}\n"
-                "    shared = [prompt for prompt in train if prompt.key in held]"
+                "isinstance(prompt.text, str)}\n    shared = [prompt for prompt in train "
+                "if prompt.key in held]"
             ),
         ),
         ("overlap: nothing may be left", "if len(shared) == len(train) > 0:", "if False:"),
@@ -291,7 +272,11 @@ TABLES = {
 }
 OWN = {
     "data/sampler.py": ("tests/unit/test_batches.py",),
-    "data/template.py": ("tests/unit/test_template.py", "tests/unit/test_rows_by_definition.py"),
+    "data/template.py": (
+        "tests/unit/test_template.py",
+        "tests/unit/test_rows_by_definition.py",
+        "tests/unit/test_text_as_read.py",
+    ),
     "data/preferences.py": (
         "tests/unit/test_data_rows.py",
         "tests/unit/test_rows_by_definition.py",
@@ -303,4 +288,7 @@ OWN = {
         "tests/unit/test_data_report.py",
     ),
 }
-MORE = ("tests/unit/test_text_rows.py", "tests/faults/test_bad_data.py")
+MORE = (
+    "tests/unit/test_text_rows.py",
+    "tests/faults/test_bad_data.py",
+)

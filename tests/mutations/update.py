@@ -41,8 +41,8 @@ TABLES = {
         (
             "minibatch: sums of the one before",
             (
-                "self.minibatch_tokens = tokens\n"
-                "        self.minibatch_sums = torch.zeros_like(self.sums)\n"
+                "self.minibatch_tokens = tokens\n        self.minibatch_sums = "
+                "torch.zeros_like(self.sums)\n"
             ),
             "self.minibatch_tokens = tokens\n",
         ),
@@ -266,11 +266,11 @@ TABLES = {
         ("means: KL to the reference as KL", 'kl=means["kl"]', 'kl=means["ref_kl"]'),
         ("means: of this process", "self.processes.sum(self.sums.float())", "self.sums"),
         ("means: over minibatches", "value / max(tokens, 1)", "value / max(self.minibatches, 1)"),
-        ("maxima: of the first process", "max(pair[0] for pair in maxima)", "maxima[0][0]"),
+        ("maxima: of the first process", "max(part[0] for part in parts)", "parts[0][0]"),
         (
             "maxima: first error of the first process",
-            "max(pair[1] for pair in maxima)",
-            "maxima[0][1]",
+            "max(part[1] for part in parts)",
+            "parts[0][1]",
         ),
         (
             "norm: of the last step",
@@ -281,6 +281,16 @@ TABLES = {
             "steps: skipped ones count",
             "optimizer_steps=len(self.grad_norms)",
             "optimizer_steps=self.minibatches",
+        ),
+        (
+            "first log-ratios: of this process alone",
+            "torch.cat([part[2] for part in parts])",
+            "first",
+        ),
+        (
+            "first log-ratios: of all minibatches",
+            "            self.first_log_ratios.append((out",
+            "        self.first_log_ratios.append((out",
         ),
     ),
 }

@@ -20,6 +20,8 @@ FEWEST = {
     "data": 50,
     "evaluation": 40,
     "diagnostics": 20,
+    "report": 6,
+    ".": 13,
 }
 
 

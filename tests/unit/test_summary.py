@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,28 @@ def test_sides_are_compared_on_the_prompts_that_both_were_scored_on() -> None:
         torch.tensor([0.5, 0.0, 1.0, 1.0]), torch.tensor([5.0, 15.0, -1.0, 35.0]), SAMPLES, seed
     )
     assert found["length_controlled"]["gold"] == pytest.approx(gold)
+
+
+def test_changes_are_from_the_reference_to_the_policy_on_the_same_prompts() -> None:
+    change = summary()["change"]
+    assert change["score"]["mean"] == (1.0 + 0.0) / 2  # of the first and the last prompt
+    assert change["gold"]["mean"] == (0 - 2 + 2 + 7) / 4
+    assert change["length"]["mean"] == (5 + 15 - 1 + 35) / 4
+    assert change["gold"]["low"] <= 0 <= change["gold"]["high"]  # of four nothing can be claimed
+
+
+def test_changes_of_parts_leave_out_prompts_without_a_score() -> None:
+    ours = {"a": torch.tensor([1.0, NAN, 3.0]), "b": torch.tensor([4.0, 5.0, 9.0])}
+    theirs = {"a": torch.tensor([0.0, 1.0, 1.0]), "b": torch.tensor([8.0, NAN, 7.0])}
+    flaws = [[{"score": 1.0, "flaws": flaw}] * 3 for flaw in (2.0, 0.5)]
+    sides = [
+        replace(side([1.0, 2.0, 3.0], parts=parts), gold=gold)
+        for parts, gold in zip((ours, theirs), flaws, strict=True)
+    ]
+    change = summarise(config(), Answers(*sides, None, None, {}))["change"]
+    assert change["reward_parts"]["a"]["mean"] == (1 + 2) / 2
+    assert change["reward_parts"]["b"]["mean"] == (-4 + 2) / 2
+    assert change["gold_parts"]["flaws"]["mean"] == 1.5
 
 
 def test_where_no_prompt_was_scored_on_both_sides_there_is_no_win_rate_by_score() -> None:
