@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from rlhf_ppo.evaluation.diversity import distinct_n, repetition
+from rlhf_ppo.evaluation.diversity import distinct_change, distinct_n, repetition
 
 TEXTS = ["the cat sat", "The cat ran", "a dog ran", ""]
 
@@ -39,6 +39,25 @@ def test_the_interval_is_the_jackknifes(texts: list[str]) -> None:
     assert found["mean"] == pytest.approx(whole)
     assert found["low"] == pytest.approx(max(0.0, whole - 1.96 * error))
     assert found["high"] == pytest.approx(min(1.0, whole + 1.96 * error))
+
+
+def test_the_change_is_from_before_to_after_and_leaves_out_both_answers_to_a_prompt() -> None:
+    before, after = TEXTS, ["the cat sat", "the cat sat", "a dog ran", "a dog"]
+
+    def ratio(texts: list[str], left_out: int = -1) -> float:
+        kept = [text.lower().split() for n, text in enumerate(texts) if n != left_out]
+        pairs = [pair for words in kept for pair in pairwise(words)]
+        return len(set(pairs)) / len(pairs)
+
+    changes = [ratio(after, n) - ratio(before, n) for n in range(4)]
+    mean = sum(changes) / 4
+    error = 1.96 * math.sqrt(3 / 4 * sum((value - mean) ** 2 for value in changes))
+    change = ratio(after) - ratio(before)
+    assert change == pytest.approx(4 / 7 - 5 / 6)
+    found = distinct_change(after, before, 2)
+    expected = {"mean": change, "low": change - error, "high": change + error}
+    assert found == pytest.approx(expected)
+    assert distinct_change(TEXTS, TEXTS, 1) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_an_interval_of_many_texts_holds_its_share() -> None:

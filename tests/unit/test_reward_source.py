@@ -319,4 +319,4 @@ def test_an_output_is_chosen_by_its_name_or_number_and_not_by_its_place_in_the_a
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_a_family_that_can_be_packed_is(family: str) -> None:
     """A pooling that differed from the model's would send it back to padded rows, in silence."""
-    assert reward_of(classifier(DECODERS, family)).packs
+    assert reward_of(classifier(DECODERS, family)).ways == ["packed", "padded", "alone"]
