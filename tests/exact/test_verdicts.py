@@ -238,6 +238,8 @@ def test_gold_that_turned_on_three_prompts_has_not_turned() -> None:
     gold[:3, 2:4] = 1.0
     found = turning_point(Path(kl, gold, gold), FORMS["ppo"], 500, 1).turning_point
     assert not found["found"] and "no rise" in found["text"]
+    gold[:5, 2:4] = 1.0  # sign test: p = .0625
+    assert not turning_point(Path(kl, gold, gold), FORMS["ppo"], 500, 1).turning_point["found"]
     gold[:20, 2:4] = 1.0
     assert turning_point(Path(kl, gold, gold), FORMS["ppo"], 500, 1).turning_point["found"]
 

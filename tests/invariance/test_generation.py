@@ -214,7 +214,7 @@ def count_packed_prefills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ..
     def count(
         trunk: torch.nn.Module, ids: Tensor, at: Tensor, lengths: tuple[int, ...], *more: Any
     ) -> Any:
-        if lengths != decoder.PROMPTS["padded"]:
+        if lengths != decoder.PROMPTS["padded"]:  # of the trial that chooses how to decode
             seen.append(lengths)
         return kept(trunk, ids, at, lengths, *more)
 

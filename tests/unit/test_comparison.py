@@ -46,6 +46,8 @@ def test_two_runs_are_paired_by_prompt_with_an_exact_test() -> None:
     assert (found.wins, found.losses, found.prompts) == (9, 1, 64)
     assert found.rate == pytest.approx((9 + 54 / 2) / 64) and found.p == pytest.approx(22 / 1024)
     assert found.low > 0.5 and found.verdict == "a is better"
+    (found,) = compare_answers([run("a", [0.0] * 63 + [1.0]), run("b", [1.0] * 9 + [0.0] * 55)])
+    assert found.high < 0.5 and found.verdict == "b is better"
     (found,) = compare_answers([run("a", [0.0] * 64), run("b", [1.0] * 5 + [0.0] * 59)])
     assert found.high >= 0.5 and found.verdict == "cannot be told apart"  # p = .0625
 

@@ -404,6 +404,14 @@ def test_a_row_that_is_no_object_is_one_bad_row(tmp_path: Path, value: str) -> N
     assert [*broken(path)] == [f"{path}:2"]
 
 
+def test_parquet_counts_on_past_a_thousand_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([{"n": n} for n in range(1002)]).to_parquet(path)
+    rows = read_rows(str(path), "data.prompts")
+    assert [row.where for row in rows] == [f"{path}[{n}]" for n in range(1002)]
+    assert [row.values["n"] for row in rows if isinstance(row, Row)] == list(range(1002))
+
+
 def test_parquet_with_text_that_is_not_utf8_names_the_row(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

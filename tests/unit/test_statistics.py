@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from rlhf_ppo.evaluation.diversity import distinct_n
-from rlhf_ppo.evaluation.statistics import bootstrap_mean, t_interval, win_rate
+from rlhf_ppo.evaluation.statistics import (
+    bootstrap_mean,
+    flip_test,
+    paired_change,
+    t_interval,
+    win_rate,
+)
 
 
 def test_bootstrap_interval_of_a_normal_sample_is_the_textbook_one() -> None:
@@ -89,3 +95,21 @@ def test_the_t_interval_has_the_quantiles_of_the_tables(count: int, quantile: fl
     assert found["mean"] == pytest.approx(mean)
     assert found["high"] - mean == pytest.approx(quantile * deviation / count**0.5, rel=2e-3)
     assert mean - found["low"] == pytest.approx(found["high"] - mean)
+
+
+def test_a_change_of_a_share_is_the_difference_of_the_shares() -> None:
+    """3 of 4 after 1 of 4: two prompts were gained, none lost, p = 2 / 2^2."""
+    after, before = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 0.0])
+    found = paired_change(after, before, 100, 0, share=True)
+    assert found["mean"] == 0.5 and found["p"] == pytest.approx(0.5)
+    assert found["low"] <= 0.0 < 0.5 < found["high"] <= 1.0  # two gains claim no direction
+    back = paired_change(before, after, 100, 0, share=True)
+    assert [back[name] for name in ("mean", "low", "high")] == pytest.approx(
+        [-found[name] for name in ("mean", "high", "low")]
+    )
+
+
+def test_drawn_signs_never_give_a_p_of_0() -> None:
+    """The observed signs are one more draw: 1 / 10,001 is the least that 10,000 can claim."""
+    data = torch.linspace(1, 2, 40, dtype=torch.float64)[:, None]
+    assert float(flip_test(data, 1)[0]) == pytest.approx(1 / 10_001)

@@ -124,6 +124,22 @@ def test_a_reward_model_with_the_policys_tokenizer_reads_the_sampled_tokens(
     assert score == pytest.approx(own_score(classifier(tokenizer), read), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_text_is_scored_as_its_sampled_tokens_and_their_end(kind: str) -> None:
+    tokenizer, prompt = KINDS[kind](), "where is it? "
+    tokenizer.pad_token = "<unk>"
+    begun = encode_prompt(tokenizer, prompt)
+    letters = tokenizer.convert_tokens_to_ids(["y", "e", "s"])
+    end = [tokenizer.eos_token_id]
+    (text,) = texts_of(tokenizer, prompt, [*letters, *end])
+    whole = encode_conversation(tokenizer, prompt, text, sampled=True)
+    read = begun + letters + end if whole[: len(begun)] == begun else whole
+    model = classifier(tokenizer)
+    reward = RewardModel(classifier(tokenizer), tokenizer, ModelSource(), "reward")
+    (score,) = reward.score_texts([prompt], [text])
+    assert score == pytest.approx(own_score(model, read), abs=1e-5)
+
+
 def test_a_template_that_leaves_out_reasoning_says_so_of_a_pair() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = TEMPLATES["deepseek"]
