@@ -110,7 +110,7 @@ OWN = {
     "data/fitting.py": (
         "tests/unit/test_rows_by_definition.py",
         "tests/unit/test_stages.py",
-        "tests/unit/test_limits.py",
+        "tests/unit/test_text_as_read.py",
     ),
     "data/lengths.py": (
         "tests/unit/test_text_rows.py",

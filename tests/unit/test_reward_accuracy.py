@@ -50,6 +50,8 @@ def test_all_kinds_together_are_their_pairs_together() -> None:
     whole = accuracy_of(margins(9, 5, 2))
     assert {key: both[key] for key in both} == {key: whole[key] for key in both}
     assert overall({}) is None and with_intervals({}) is None
+    wrong = overall({"a": accuracy_of(margins(0, 3)), "b": accuracy_of(margins(0, 4))})
+    assert wrong is not None and (wrong["pairs"], wrong["accuracy"]) == (7, 0.0)
 
 
 @pytest.mark.parametrize("kind", [{"pairs": 5, "accuracy": 0.7}, {"pairs": 4, "accuracy": 0.5}])
@@ -60,6 +62,8 @@ def test_a_file_of_an_older_version_gets_its_intervals(
     found = read_accuracy(tmp_path)
     assert found is not None and found["accuracy"] == pytest.approx(kind["accuracy"])
     assert found["low"] < kind["accuracy"] < found["high"]
+    of_kind = found["kinds"]["x"]
+    assert of_kind["low"] < of_kind["accuracy"] < of_kind["high"]
     assert read_accuracy(tmp_path / "nothing") is None
     (tmp_path / "probes.json").write_text('{"x": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"probes\.json: damaged"):

@@ -15,6 +15,9 @@ from rlhf_ppo.algorithm.batch import Tokens
 from rlhf_ppo.config import ModelSource
 from rlhf_ppo.data.encoding import ANSWER, LEFT_OUT, NOT_OPENED, ONE_TOKEN, encode_answer
 from rlhf_ppo.data.encoding import encode_side as side
+from rlhf_ppo.data.fitting import fit_pairs
+from rlhf_ppo.data.lengths import LengthLimit
+from rlhf_ppo.data.preferences import Preference
 from rlhf_ppo.data.special_tokens import special_ids
 from rlhf_ppo.data.template import (
     DEFAULT_TEMPLATE,
@@ -24,6 +27,7 @@ from rlhf_ppo.data.template import (
     render,
 )
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rollout.collect import response_texts
 
@@ -148,6 +152,25 @@ def test_a_template_that_leaves_out_reasoning_says_so_of_a_pair() -> None:
         for word in ("yes", "no")
     )
     assert chosen.ids == rejected.ids and chosen.notes == rejected.notes == (ANSWER,)
+
+
+def test_what_a_template_leaves_out_is_learnt_with_the_end_of_its_turn() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}{{ m.role ~ ':' ~ m.content.split('</think>')[-1] ~ ';' }}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+    )
+    found = encode_answer(tokenizer, user("q"), "<think>no</think>yes")
+    assert tokenizer.decode(found.ids[: found.start]) == "user:q;assistant:"
+    assert tokenizer.decode(found.ids[found.start :]) == "<think>no</think>yes;"
+    assert found.notes == (LEFT_OUT,)
+    pairs = [
+        Preference(f"p:{row}", user("q"), f"<think>no</think>{answer}", "yes", "all")
+        for row, answer in ((1, "yes"), (2, "no"))
+    ]
+    limit = LengthLimit("max_tokens", 99, limits_of(classifier(tokenizer).config, "policy.path"))
+    fitted = fit_pairs(pairs, tokenizer, limit, "data.preferences", "drop")
+    assert (fitted.same, fitted.places) == (["p:1"], ["p:2"])
 
 
 def test_the_answer_is_learnt_apart_where_it_would_melt_into_the_prompt() -> None:
