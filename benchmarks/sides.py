@@ -1,0 +1,22 @@
+"""Who takes part in the benchmark, and by which settings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train."""
+
+    script: str  # beside this file; takes the run's folder
+    overrides: tuple[str, ...] = ()  # of our settings, as on the command line
+    task: dict[str, Any] = field(default_factory=dict)  # what differs in the task
+    peer: bool = False  # runs in the peer's environment
+
+
+SIDES = {
+    "ours": Side("ours.py"),
+    "shared": Side("ours.py", ("--value.model", "shared")),
+    "policy": Side("ours.py", ("--value.model", "policy")),
+    "trl_ppo": Side("peer_ppo.py", peer=True),
+}
