@@ -58,13 +58,14 @@ class LoraConfig(Settings):
 class ValueConfig(Settings):
     """V(state), one number a token; unused where `advantage.kind` learns no value function."""
 
-    model: Literal["shared", "adapter", "policy", "reward"] = "shared"
-    """A head on the policy's trunk, its own adapter on the base, or its own copy of a model."""
+    model: Literal["shared", "pooled", "adapter", "policy", "reward"] = "shared"
+    """A head on the policy's trunk that trains it too (shared), or that reads its states and their
+    mean and leaves it alone (pooled); an adapter on the base; a copy of a model."""
     init: Literal["new", "saved"] = "new"
     """saved: go on with the value function that an earlier run left in the folder `policy.path`."""
     coefficient: Positive = 0.1
     """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
     learning_rate: Positive | None = None
-    """Peak learning rate of the value head or value model; null: `ppo.learning_rate`."""
+    """Peak learning rate of the value function; null: 3e-3 if pooled, else `ppo.learning_rate`."""
     clip_range: PositiveOrZero | None = 0.2
     """New values stay within this distance of the old ones (reward units); null: no clipping."""

@@ -23,6 +23,7 @@ from rlhf_ppo.models.lora import (
     using_adapter,
 )
 from rlhf_ppo.models.packing import enable_packing
+from rlhf_ppo.models.value_head import PooledValueHead
 
 
 class PolicyWithValueHead(nn.Module):
@@ -31,13 +32,19 @@ class PolicyWithValueHead(nn.Module):
     The whole computation goes through `forward`, so that wrappers (DDP, FSDP) see it.
     """
 
-    def __init__(self, lm: PreTrainedModel, value_trunk: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        value_trunk: nn.Module | None = None,
+        pooled: PooledValueHead | None = None,
+    ) -> None:
         """Join a language model and a zero-initialised value head.
 
         Args:
             lm: causal language model, perhaps with LoRA adapters; one called `VALUE` serves the
                 values, one called `REFERENCE` is what the policy is held to.
             value_trunk: a separate trunk for the values; None: they share the policy's.
+            pooled: in place of a linear head; it reads the policy's trunk and does not train it.
         """
         super().__init__()
         self.lm = lm
@@ -48,12 +55,7 @@ class PolicyWithValueHead(nn.Module):
         enable_packing(base_model(lm), find_trunk(base_model(lm)))
         if value_trunk is not None:
             enable_packing(value_trunk, value_trunk)
-        config: Any = (lm if value_trunk is None else value_trunk).config
-        width = config.get_text_config().hidden_size
-        self.value_head = nn.Linear(int(width), 1)
-        # V starts at exactly 0 everywhere: no random values in the first advantages.
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head: Any = pooled or _linear_head(lm if value_trunk is None else value_trunk)
 
     def forward(
         self, layout: Layout, temperature: float, entropy_gradient: bool = False
@@ -76,12 +78,21 @@ class PolicyWithValueHead(nn.Module):
             with using_adapter(self.lm, VALUE):
                 states = hidden_states(find_trunk(base), layout)
         with torch.autocast(states.device.type, enabled=False):  # so small a layer keeps float32
-            values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
+            values = self._values(states, layout.mask)
         return TokenOutputs(
             logprobs=spread(logprobs, layout.mask),
             values=spread(values, layout.mask),
             entropy=spread(entropy, layout.mask),
         )
+
+    def _values(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(N,) float32 from (N, H)."""
+        head = self.value_head
+        if isinstance(head, PooledValueHead):
+            values: Tensor = head(states, mask)
+        else:
+            values = head(states.to(head.weight.dtype)).squeeze(-1).float()
+        return values
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """A context in which a policy with LoRA is its own reference.
@@ -95,6 +106,12 @@ class PolicyWithValueHead(nn.Module):
         with self.as_reference():
             return _logprobs(base_model(self.lm), layout, temperature)
 
+    @property
+    def values_apart(self) -> bool:
+        """Whether the value loss trains no weight of the policy."""
+        pooled = isinstance(self.value_head, PooledValueHead)
+        return pooled or self.value_adapter or self.value_trunk is not None
+
     def value_parameters(self) -> dict[str, nn.Parameter]:
         """What belongs to the value function alone, by name."""
         own = {k: p for k, p in self.named_parameters() if not k.startswith("lm.")}
@@ -104,6 +121,14 @@ class PolicyWithValueHead(nn.Module):
         """All others, by name."""
         of_value = self.value_parameters()
         return {k: p for k, p in self.named_parameters() if k not in of_value}
+
+
+def _linear_head(model: Any) -> nn.Linear:
+    """V starts at exactly 0 everywhere: no random values in the first advantages."""
+    head = nn.Linear(int(model.config.get_text_config().hidden_size), 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 class FrozenPolicy(nn.Module):
@@ -139,6 +164,7 @@ def build_policy(
     value: ValueConfig,
     reward_model: PreTrainedModel | None,
     gradient_checkpointing: bool,
+    longest: int | None = None,
 ) -> PolicyWithValueHead:
     """Assemble the policy from a loaded model.
 
@@ -148,6 +174,7 @@ def build_policy(
         value: where the values come from.
         reward_model: needed when the value model starts from it.
         gradient_checkpointing: recompute activations in the backward pass.
+        longest: tokens of a response; needed when the values are pooled.
     """
     value_trunk = _value_trunk(lm, value, reward_model)
     if gradient_checkpointing:
@@ -159,7 +186,11 @@ def build_policy(
         trained = peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
     if value.model == "adapter":
         copy_policy_adapter(trained, VALUE, trained=True)
-    policy = PolicyWithValueHead(trained, value_trunk)
+    pooled = None
+    if value.model == "pooled" and longest is not None:
+        width = base_model(trained).config.get_text_config().hidden_size
+        pooled = PooledValueHead(int(width), longest)
+    policy = PolicyWithValueHead(trained, value_trunk, pooled)
     if value.model == "reward" and reward_model is not None:
         with torch.no_grad():
             policy.value_head.weight.copy_(getattr(reward_model, "score").weight)  # noqa: B009

@@ -32,7 +32,8 @@ class Roles:
     @property
     def device(self) -> torch.device:
         """Where the policy lives."""
-        return self.policy.value_head.weight.device
+        device: torch.device = next(self.policy.value_head.parameters()).device
+        return device
 
 
 def sample(

@@ -28,6 +28,8 @@ from rlhf_ppo.rollout.generation import SamplingSettings
 from rlhf_ppo.stamps import ModelPaths
 from rlhf_ppo.training.distributed import Processes
 
+POOLED_RATE = 3e-3  # of a small new network: what suits it hangs on no policy's size
+
 
 def build_roles(
     config: Config, paths: ModelPaths, processes: Processes
@@ -63,7 +65,12 @@ def build_roles(
             check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
             start_of_values = found.model
     policy = build_policy(
-        lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
+        lm,
+        config.lora,
+        config.value,
+        start_of_values,
+        config.policy.gradient_checkpointing,
+        config.rollout.max_new_tokens,
     )
     if config.value.init == "saved":
         load_values(policy, paths.reference)
@@ -153,7 +160,8 @@ class _Autocast(nn.Module):
 def make_optimizer(config: Config, policy: PolicyWithValueHead) -> torch.optim.Optimizer:
     """AdamW over what is trained, one group for the policy and one for the values."""
     ppo = config.ppo
-    rates = (ppo.learning_rate, config.value.learning_rate or ppo.learning_rate)
+    of_values = POOLED_RATE if config.value.model == "pooled" else ppo.learning_rate
+    rates = (ppo.learning_rate, config.value.learning_rate or of_values)
     parts = (policy.policy_parameters(), policy.value_parameters())
     groups = [
         # `peak` stays; `lr` is set from it before each step.

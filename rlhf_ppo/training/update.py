@@ -93,7 +93,7 @@ def ppo_update(
                 return tally.finish()
             if not train_policy:
                 _forget_gradients(policy.policy_parameters().values())
-            grad_norm = processes.clip_grad_norm(policy_forward, ppo.max_grad_norm)
+            grad_norm = _clip_gradients(policy, policy_forward, ppo.max_grad_norm, processes)
             if tally.is_finite(grad_norm):
                 tally.add_step(grad_norm)
                 optimizer.step()
@@ -106,6 +106,25 @@ def ppo_update(
             if tally.skipped_in_row >= config.guard.max_skipped:
                 return tally.finish()
     return tally.finish()
+
+
+def _clip_gradients(
+    policy: PolicyWithValueHead,
+    policy_forward: nn.Module,
+    max_norm: float | None,
+    processes: Processes,
+) -> float:
+    """Scale gradients down to a norm; returns that of all of them before.
+
+    Where the values have weights of their own, each of the two is scaled for itself: a large value
+    loss must not make the policy's step small.
+    """
+    if not policy.values_apart or max_norm is None:
+        return processes.clip_grad_norm(policy_forward, max_norm)
+    norm = processes.clip_grad_norm(policy_forward, None)
+    for part in (policy.policy_parameters(), policy.value_parameters()):
+        nn.utils.clip_grad_norm_(part.values(), max_norm)
+    return norm
 
 
 def _forget_gradients(parameters: Iterable[nn.Parameter]) -> None:

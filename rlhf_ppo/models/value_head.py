@@ -1,0 +1,58 @@
+"""A value function that reads the policy's states and leaves the policy alone."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from rlhf_ppo.models.forward import spread
+
+WIDTH = 128  # of its layers, whatever the policy's: more was no better
+PLACES = 3  # powers of a token's place
+
+
+class PooledValueHead(nn.Module):
+    """V(state) from the policy's last state, the mean of its states so far, and the place.
+
+    A language model's last state speaks of the next token. What a return depends on lies all over
+    the response, so the states are also averaged (Zaheer et al. 2017, Deep Sets), and GAE's returns
+    depend on how far the end is, so the token's place is given. No gradient reaches the policy:
+    through a shared trunk the value loss costs KL and earns no score (docs/experiments.md).
+    """
+
+    def __init__(self, width: int, horizon: int) -> None:
+        """Make it; V starts at exactly 0 everywhere.
+
+        Args:
+            width: of the policy's states.
+            horizon: tokens of the longest response.
+        """
+        super().__init__()
+        self.horizon = horizon
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start in every run and process
+            self.project = nn.Linear(width, WIDTH)
+            self.mix = nn.Linear(2 * WIDTH + PLACES, WIDTH)
+        self.out = nn.Linear(WIDTH, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Values of N response tokens, (N,) float32, reward units.
+
+        Args:
+            states: (N, H), where each token is predicted.
+            mask: (B, R) bool, N times True.
+        """
+        projected = gelu(self.project(self.norm(states.detach().to(self.out.weight.dtype))))
+        place = mask.cumsum(dim=1)[mask][:, None]  # from 1
+        where = place / self.horizon
+        seen = (projected, _running_mean(projected, mask, place), where, where**2, where**3)
+        values: Tensor = self.out(gelu(self.mix(torch.cat(seen, dim=-1))))
+        return values.squeeze(-1).float()
+
+
+def _running_mean(x: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+    """Mean of x (N, D) over the tokens of the same response up to each, (N, D)."""
+    rows = spread(x, mask[..., None].expand(*mask.shape, x.shape[-1]))
+    return rows.cumsum(dim=1)[mask] / place
