@@ -17,6 +17,11 @@ class Side:
 SIDES = {
     "ours": Side("ours.py"),
     "shared": Side("ours.py", ("--value.model", "shared")),
+    "pooled": Side("ours.py", ("--value.model", "pooled")),
+    "pooled_4": Side("ours.py", ("--value.model", "pooled", "--value.updates", "4")),
     "policy": Side("ours.py", ("--value.model", "policy")),
+    "policy_fast": Side(
+        "ours.py", ("--value.model", "policy", "--value.learning_rate", "1e-3")
+    ),  # of the values, at the policy's 3e-4
     "trl_ppo": Side("peer_ppo.py", peer=True),
 }

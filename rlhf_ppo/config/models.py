@@ -67,5 +67,7 @@ class ValueConfig(Settings):
     """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
     learning_rate: Positive | None = None
     """Peak learning rate of the value function; null: 3e-3 if pooled, else `ppo.learning_rate`."""
+    updates: Count = 1
+    """pooled: optimizer steps of the values for each of the policy, which cost almost nothing."""
     clip_range: PositiveOrZero | None = 0.2
     """New values stay within this distance of the old ones (reward units); null: no clipping."""

@@ -35,6 +35,7 @@ class Layout:
     lengths: tuple[int, ...]  # tokens of each sequence; they sum to T
     places: Tensor  # (N,) int64, into T: where each response token is predicted
     targets: Tensor  # (N,) int64, the response tokens
+    cells: Tensor  # (N,) int64, into the B x R cells of the mask: those of the response tokens
     mask: Tensor  # (B, R) bool
 
     def to(self, device: torch.device) -> "Layout":
@@ -64,6 +65,7 @@ def lay_out(tokens: Tokens) -> Layout:
         lengths=tuple(tokens.lengths.tolist()),
         places=number[:, in_prompt.shape[1] :][mask] - 1,
         targets=tokens.response_ids[mask],
+        cells=mask.flatten().nonzero().squeeze(-1),
         mask=mask,
     )
 

@@ -78,18 +78,18 @@ class PolicyWithValueHead(nn.Module):
             with using_adapter(self.lm, VALUE):
                 states = hidden_states(find_trunk(base), layout)
         with torch.autocast(states.device.type, enabled=False):  # so small a layer keeps float32
-            values = self._values(states, layout.mask)
+            values = self._values(states, layout)
         return TokenOutputs(
             logprobs=spread(logprobs, layout.mask),
             values=spread(values, layout.mask),
             entropy=spread(entropy, layout.mask),
         )
 
-    def _values(self, states: Tensor, mask: Tensor) -> Tensor:
+    def _values(self, states: Tensor, layout: Layout) -> Tensor:
         """(N,) float32 from (N, H)."""
         head = self.value_head
         if isinstance(head, PooledValueHead):
-            values: Tensor = head(states, mask)
+            values: Tensor = head(states, layout.cells, layout.mask)
         else:
             values = head(states.to(head.weight.dtype)).squeeze(-1).float()
         return values

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from rlhf_ppo.models.forward import spread
-
 WIDTH = 128  # of its layers, whatever the policy's: more was no better
 PLACES = 3  # powers of a token's place
 
@@ -37,22 +35,25 @@ class PooledValueHead(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, states: Tensor, cells: Tensor, mask: Tensor) -> Tensor:
         """Values of N response tokens, (N,) float32, reward units.
 
         Args:
             states: (N, H), where each token is predicted.
-            mask: (B, R) bool, N times True.
+            cells: (N,) int64, of the tokens among the B x R cells of the mask.
+            mask: (B, R) bool.
         """
         projected = gelu(self.project(self.norm(states.detach().to(self.out.weight.dtype))))
-        place = mask.cumsum(dim=1)[mask][:, None]  # from 1
+        place = (cells % mask.shape[1] + 1)[:, None]
         where = place / self.horizon
-        seen = (projected, _running_mean(projected, mask, place), where, where**2, where**3)
-        values: Tensor = self.out(gelu(self.mix(torch.cat(seen, dim=-1))))
+        mean = _sums_so_far(projected, cells, mask) / place
+        seen = torch.cat([projected, mean, where, where**2, where**3], dim=-1)
+        values: Tensor = self.out(gelu(self.mix(seen)))
         return values.squeeze(-1).float()
 
 
-def _running_mean(x: Tensor, mask: Tensor, place: Tensor) -> Tensor:
-    """Mean of x (N, D) over the tokens of the same response up to each, (N, D)."""
-    rows = spread(x, mask[..., None].expand(*mask.shape, x.shape[-1]))
-    return rows.cumsum(dim=1)[mask] / place
+def _sums_so_far(x: Tensor, cells: Tensor, mask: Tensor) -> Tensor:
+    """Sum of x (N, D) over the tokens of the same response up to each, (N, D)."""
+    flat = torch.zeros(mask.numel(), x.shape[-1], dtype=x.dtype, device=x.device)
+    rows = flat.index_copy(0, cells, x).view(*mask.shape, -1)
+    return rows.cumsum(dim=1).flatten(0, 1)[cells]

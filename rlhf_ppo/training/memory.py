@@ -280,7 +280,8 @@ def _layout(config: Config, work: Work, tokens: int) -> Layout:
     ids = torch.zeros(sum(lengths), dtype=torch.int64)
     places = torch.zeros(sum(learnt), dtype=torch.int64)
     mask = torch.arange(new) < torch.tensor(learnt)[:, None]
-    return Layout(ids, ids.clone(), tuple(lengths), places, places.clone(), mask)
+    cells = torch.zeros_like(places)
+    return Layout(ids, ids.clone(), tuple(lengths), places, places.clone(), cells, mask)
 
 
 def _update(

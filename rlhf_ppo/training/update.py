@@ -22,6 +22,7 @@ from rlhf_ppo.models.forward import (
 from rlhf_ppo.models.policy import PolicyWithValueHead, base_model
 from rlhf_ppo.plan import judging_tokens, training_tokens
 from rlhf_ppo.training.distributed import Processes
+from rlhf_ppo.training.value_updates import states_seen, update_values
 
 SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "ref_kl", "entropy")
 
@@ -86,7 +87,11 @@ def ppo_update(
             tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
             if text is not None:
                 _accumulate_text_gradients(policy, text, config, processes, tally)
-            _accumulate_gradients(policy_forward, minibatch, config, loss, processes, tally)
+            further = config.value.updates - 1 if loss.value_coefficient else 0
+            with states_seen(policy.value_head, further > 0) as seen:
+                _accumulate_gradients(
+                    policy_forward, minibatch, config, loss, processes, tally, seen.parts
+                )
             if ppo.target_kl is not None and tally.minibatch_kl() > ppo.target_kl:
                 optimizer.zero_grad()
                 tally.keep_minibatch()
@@ -103,6 +108,7 @@ def ppo_update(
                 if keep_failure is not None and tally.skipped_in_row == 1:
                     keep_failure(minibatch, text)
             optimizer.zero_grad()
+            update_values(policy, optimizer, seen, loss, further, ppo.max_grad_norm, processes)
             if tally.skipped_in_row >= config.guard.max_skipped:
                 return tally.finish()
     return tally.finish()
@@ -175,8 +181,12 @@ def _accumulate_gradients(
     loss: LossSettings,
     processes: Processes,
     tally: "_Tally",
+    parts: list[Minibatch],
 ) -> None:
-    """Add up the gradient of a minibatch over this process's micro-batches, then over processes."""
+    """Add up the gradient of a minibatch over this process's micro-batches, then over processes.
+
+    `parts` receives the micro-batches.
+    """
     mine = minibatch.select(_my_rows(minibatch.batch.tokens.lengths, processes))
     budget = training_tokens(config.ppo, processes.device.type, processes.half)
     groups = list(micro_batches(mine.batch.tokens.lengths, budget))
@@ -184,6 +194,7 @@ def _accumulate_gradients(
         part = mine.select(group)
         layout = lay_out(part.batch.tokens).to(processes.device)
         part = part.to(processes.device)
+        parts.append(part)
         micro, weights = part.batch, part.weights[:, None]
         with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
             outputs: TokenOutputs = policy_forward(
