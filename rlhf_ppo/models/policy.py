@@ -164,7 +164,6 @@ def build_policy(
     value: ValueConfig,
     reward_model: PreTrainedModel | None,
     gradient_checkpointing: bool,
-    longest: int | None = None,
 ) -> PolicyWithValueHead:
     """Assemble the policy from a loaded model.
 
@@ -174,7 +173,6 @@ def build_policy(
         value: where the values come from.
         reward_model: needed when the value model starts from it.
         gradient_checkpointing: recompute activations in the backward pass.
-        longest: tokens of a response; needed when the values are pooled.
     """
     value_trunk = _value_trunk(lm, value, reward_model)
     if gradient_checkpointing:
@@ -187,9 +185,9 @@ def build_policy(
     if value.model == "adapter":
         copy_policy_adapter(trained, VALUE, trained=True)
     pooled = None
-    if value.model == "pooled" and longest is not None:
+    if value.model == "pooled":
         width = base_model(trained).config.get_text_config().hidden_size
-        pooled = PooledValueHead(int(width), longest)
+        pooled = PooledValueHead(int(width))
     policy = PolicyWithValueHead(trained, value_trunk, pooled)
     if value.model == "reward" and reward_model is not None:
         with torch.no_grad():

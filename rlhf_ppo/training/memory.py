@@ -199,8 +199,7 @@ def _build(
             lm = peft.PeftModel(lm, start)
         first = models[0] if models else None
         checkpointing = config.policy.gradient_checkpointing
-        longest = config.rollout.max_new_tokens
-        trained = build_policy(lm, config.lora, config.value, first, checkpointing, longest)
+        trained = build_policy(lm, config.lora, config.value, first, checkpointing)
         on_base = [each.adapter for each in rewards if each.adapter is not None]
         for number, adapter in enumerate(on_base):
             add_frozen_adapter(trained.lm, f"rlhf_reward_{number}", adapter)

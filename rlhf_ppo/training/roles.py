@@ -65,12 +65,7 @@ def build_roles(
             check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
             start_of_values = found.model
     policy = build_policy(
-        lm,
-        config.lora,
-        config.value,
-        start_of_values,
-        config.policy.gradient_checkpointing,
-        config.rollout.max_new_tokens,
+        lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
     )
     if config.value.init == "saved":
         load_values(policy, paths.reference)
