@@ -13,7 +13,7 @@ class PooledValueHead(nn.Module):
 
     A language model's last state speaks of the next token. What a return depends on lies all over
     the response, so the states are also averaged (Deep Sets: Zaheer et al. 2017), and GAE's returns
-    depend on how far the end is, so the place is given (as waves: Vaswani et al. 2017, section 3.5).
+    depend on how far the end is, so the place is given (as waves: Vaswani et al. 2017, 3.5).
     No gradient reaches the policy: through a shared trunk the value loss costs KL and earns no
     score (docs/experiments.md).
     """
