@@ -147,7 +147,7 @@ def test_the_head_in_chunks_gives_the_same_numbers_and_gradients(
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
-@pytest.mark.parametrize("value", ["shared", "policy"])
+@pytest.mark.parametrize("value", ["shared", "pooled", "policy"])
 def test_values_start_at_exactly_zero(lora: LoraConfig | None, value: str) -> None:
     policy = build_policy(
         tiny_model("llama"), lora, ValueConfig.model_validate({"model": value}), None, False

@@ -182,6 +182,7 @@ TOGETHER = [
     ("--advantage.kind rloo", "rollout.samples_per_prompt = 1 with advantage.kind = rloo"),
     ("--advantage.kind reinforce_pp --advantage.whiten false", "whitens by definition"),
     ("--advantage.kind reward_to_go --value.model policy", "would load a model for nothing"),
+    ("--value.updates 2", "value.updates = 2 with value.model = shared"),
     ("--ppo.objective surrogate --ppo.dual_clip 3", "ppo.dual_clip = 3.0 has no effect"),
     ("--ppo.objective kl_penalty --ppo.clip_range_high 0.3", "ppo.clip_range_high = 0.3 has no"),
     ("--ppo.penalty_target 0.1", "ppo.penalty_target = 0.1 has no effect"),
