@@ -59,8 +59,7 @@ class ValueConfig(Settings):
     """V(state), one number a token; unused where `advantage.kind` learns no value function."""
 
     model: Literal["shared", "pooled", "adapter", "policy", "reward"] = "shared"
-    """A head on the policy's trunk that trains it too (shared), or that reads its states and their
-    mean and leaves it alone (pooled); an adapter on the base; a copy of a model."""
+    """Head that trains the policy's trunk, or only reads it (pooled); own adapter; own copy."""
     init: Literal["new", "saved"] = "new"
     """saved: go on with the value function that an earlier run left in the folder `policy.path`."""
     coefficient: Positive = 0.1

@@ -175,7 +175,7 @@ def forecast(
     roles["optimizer"] = optimizer
     # Gradients are there in the update alone: between the steps they are forgotten.
     holes = ADAPTER_HOLES if config.lora is not None and work.device == "cpu" else 0
-    phases["update"] = round(update * (1 + holes)) + gradients
+    phases["update"] = round(update * (1 + holes)) + gradients + _seen_states(config, policy, work)
     roles["libraries"] = LIBRARIES.get(work.device, LIBRARIES["cuda"])
     return Forecast(roles, phases, available_bytes(work.device))
 
@@ -305,6 +305,15 @@ def _update(
     live.extra(live.now)
     backward()
     return live.extra(before + gradients + state), state, gradients
+
+
+def _seen_states(config: Config, policy: PretrainedConfig, work: Work) -> int:
+    """Bytes of the states that further value updates read: those of a minibatch's responses."""
+    if config.value.updates == 1:
+        return 0
+    tokens = work.responses // config.ppo.minibatches * config.rollout.max_new_tokens
+    width = int(policy.get_text_config().hidden_size)
+    return tokens * width * DTYPES[config.policy.dtype].itemsize
 
 
 @torch.no_grad()
