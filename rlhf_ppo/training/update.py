@@ -22,7 +22,12 @@ from rlhf_ppo.models.forward import (
 from rlhf_ppo.models.policy import PolicyWithValueHead, base_model
 from rlhf_ppo.plan import judging_tokens, training_tokens
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.value_updates import states_seen, update_values
+from rlhf_ppo.training.value_updates import (
+    SeenStates,
+    further_updates,
+    states_seen,
+    update_values,
+)
 
 SUMS = ("policy", "value", "policy_clipped", "value_clipped", "kl", "ref_kl", "entropy")
 
@@ -87,18 +92,13 @@ def ppo_update(
             tally.start_minibatch(int(minibatch.batch.tokens.response_mask.sum()))
             if text is not None:
                 _accumulate_text_gradients(policy, text, config, processes, tally)
-            further = config.value.updates - 1 if loss.value_coefficient else 0
-            with states_seen(policy.value_head, further > 0) as seen:
-                _accumulate_gradients(
-                    policy_forward, minibatch, config, loss, processes, tally, seen.parts
-                )
-            if ppo.target_kl is not None and tally.minibatch_kl() > ppo.target_kl:
+            seen = _accumulate_gradients(
+                policy, policy_forward, minibatch, config, loss, processes, tally
+            )
+            if tally.moved_too_far(ppo.target_kl):
                 optimizer.zero_grad()
-                tally.keep_minibatch()
                 return tally.finish()
-            if not train_policy:
-                _forget_gradients(policy.policy_parameters().values())
-            grad_norm = _clip_gradients(policy, policy_forward, ppo.max_grad_norm, processes)
+            grad_norm = _ready_gradients(policy, policy_forward, config, processes, train_policy)
             if tally.is_finite(grad_norm):
                 tally.add_step(grad_norm)
                 optimizer.step()
@@ -108,23 +108,27 @@ def ppo_update(
                 if keep_failure is not None and tally.skipped_in_row == 1:
                     keep_failure(minibatch, text)
             optimizer.zero_grad()
-            update_values(policy, optimizer, seen, loss, further, ppo.max_grad_norm, processes)
+            update_values(policy, optimizer, seen, loss, config, processes)
             if tally.skipped_in_row >= config.guard.max_skipped:
                 return tally.finish()
     return tally.finish()
 
 
-def _clip_gradients(
+def _ready_gradients(
     policy: PolicyWithValueHead,
     policy_forward: nn.Module,
-    max_norm: float | None,
+    config: Config,
     processes: Processes,
+    train_policy: bool,
 ) -> float:
     """Scale gradients down to a norm; returns that of all of them before.
 
     Where the values have weights of their own, each of the two is scaled for itself: a large value
-    loss must not make the policy's step small.
+    loss must not make the policy's step small. The policy's are dropped while it waits.
     """
+    max_norm = config.ppo.max_grad_norm
+    if not train_policy:
+        _forget_gradients(policy.policy_parameters().values())
     if not policy.values_apart or max_norm is None:
         return processes.clip_grad_norm(policy_forward, max_norm)
     norm = processes.clip_grad_norm(policy_forward, None)
@@ -175,35 +179,38 @@ def _my_rows(lengths: Tensor, processes: Processes) -> Tensor:
 
 
 def _accumulate_gradients(
+    policy: PolicyWithValueHead,
     policy_forward: nn.Module,
     minibatch: Minibatch,
     config: Config,
     loss: LossSettings,
     processes: Processes,
     tally: "_Tally",
-    parts: list[Minibatch],
-) -> None:
+) -> SeenStates:
     """Add up the gradient of a minibatch over this process's micro-batches, then over processes.
 
-    `parts` receives the micro-batches.
+    Returns:
+        The states that further value updates read, if there are any to come.
     """
     mine = minibatch.select(_my_rows(minibatch.batch.tokens.lengths, processes))
     budget = training_tokens(config.ppo, processes.device.type, processes.half)
     groups = list(micro_batches(mine.batch.tokens.lengths, budget))
-    for number, group in enumerate(groups):
-        part = mine.select(group)
-        layout = lay_out(part.batch.tokens).to(processes.device)
-        part = part.to(processes.device)
-        parts.append(part)
-        micro, weights = part.batch, part.weights[:, None]
-        with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
-            outputs: TokenOutputs = policy_forward(
-                layout, config.rollout.temperature, loss.entropy_coefficient > 0
-            )
-            terms = ppo_loss(outputs, micro, loss)
-            total = masked_sum(terms.loss * weights, micro.tokens.response_mask)
-            processes.backward(total)
-        tally.add(total, terms, outputs, micro)
+    with states_seen(policy.value_head, further_updates(config, loss) > 0) as seen:
+        for number, group in enumerate(groups):
+            part = mine.select(group)
+            layout = lay_out(part.batch.tokens).to(processes.device)
+            part = part.to(processes.device)
+            seen.parts.append(part)
+            micro, weights = part.batch, part.weights[:, None]
+            with processes.no_sync(policy_forward, skip=number + 1 < len(groups)):
+                outputs: TokenOutputs = policy_forward(
+                    layout, config.rollout.temperature, loss.entropy_coefficient > 0
+                )
+                terms = ppo_loss(outputs, micro, loss)
+                total = masked_sum(terms.loss * weights, micro.tokens.response_mask)
+                processes.backward(total)
+            tally.add(total, terms, outputs, micro)
+    return seen
 
 
 def _accumulate_text_gradients(
@@ -288,6 +295,13 @@ class _Tally:
         """KL(new || old) of the present minibatch over all processes, nats a token."""
         mine = self.minibatch_sums[SUMS.index("kl")].float()
         return float(self.processes.sum(mine)) / self.minibatch_tokens
+
+    def moved_too_far(self, target_kl: float | None) -> bool:
+        """Whether the policy has left the old one by more than this; the minibatch then counts."""
+        if target_kl is None or self.minibatch_kl() <= target_kl:
+            return False
+        self.keep_minibatch()
+        return True
 
     def is_finite(self, grad_norm: float) -> bool:
         """Whether an optimizer step may be made: alike on every process."""

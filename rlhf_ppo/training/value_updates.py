@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_ppo.algorithm.batch import Minibatch
 from rlhf_ppo.algorithm.losses import LossSettings, value_loss
+from rlhf_ppo.config import Config
 from rlhf_ppo.models.forward import spread
 from rlhf_ppo.models.policy import PolicyWithValueHead
 from rlhf_ppo.training.distributed import Processes
@@ -41,13 +42,17 @@ def states_seen(head: nn.Module, wanted: bool) -> Iterator[SeenStates]:
         handle.remove()
 
 
+def further_updates(config: Config, loss: LossSettings) -> int:
+    """Steps of the values for each of the policy, beside the one that the two make together."""
+    return config.value.updates - 1 if loss.value_coefficient else 0
+
+
 def update_values(
     policy: PolicyWithValueHead,
     optimizer: torch.optim.Optimizer,
     seen: SeenStates,
     loss: LossSettings,
-    steps: int,
-    max_norm: float | None,
+    config: Config,
     processes: Processes,
 ) -> None:
     """Train a value head that needs no gradient of the policy, on a minibatch that went through it.
@@ -59,11 +64,10 @@ def update_values(
         optimizer: over all of them.
         seen: the states and their targets.
         loss: how new values may differ from old ones.
-        steps: optimizer steps.
-        max_norm: of the gradient.
+        config: settings.
         processes: this process among the others.
     """
-    for _ in range(steps):
+    for _ in range(further_updates(config, loss)):
         for given, part in zip(seen.given, seen.parts, strict=True):
             batch, mask = part.batch, part.batch.tokens.response_mask
             values = spread(policy.value_head(*given), mask)
@@ -74,7 +78,7 @@ def update_values(
         for parameter in policy.value_head.parameters():
             if parameter.grad is not None:
                 parameter.grad = processes.sum(parameter.grad) / processes.world
-        if math.isfinite(processes.clip_grad_norm(policy.value_head, max_norm)):
+        if math.isfinite(processes.clip_grad_norm(policy.value_head, config.ppo.max_grad_norm)):
             optimizer.step()
         else:
             processes.skip_step()
