@@ -57,9 +57,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--peer_python", default=sys.executable, help="Python of TRL's side")
     words = parser.parse_args(arguments)
     if words.what == "table":
-        from table import show
+        from figure import draw
+        from table import choose, read_runs, show
 
         show(words.out / words.task)
+        draw(choose(read_runs(words.out / words.task)), words.out / words.task / "curves.html")
         return
     paths = {
         name: str(Path(getattr(words, name)).resolve()) for name in ("model", "prompts", "heldout")
