@@ -18,7 +18,7 @@ SIDES = {
     "ours": Side("ours.py"),
     "shared": Side("ours.py", ("--value.model", "shared")),
     "pooled": Side("ours.py", ("--value.model", "pooled")),
-    "pooled_4": Side("ours.py", ("--value.model", "pooled", "--value.updates", "4")),
+    "pooled_1": Side("ours.py", ("--value.model", "pooled", "--value.updates", "1")),
     "policy": Side("ours.py", ("--value.model", "policy")),
     "policy_fast": Side(
         "ours.py", ("--value.model", "policy", "--value.learning_rate", "1e-3")

@@ -32,7 +32,7 @@ RANK = 8
 ADAPTER = "reward_adapter"
 VARIANTS: dict[str, dict[str, Any]] = {
     "shared": {},
-    "pooled": {"value": {"model": "pooled", "updates": 4}},
+    "pooled": {"value": {"model": "pooled"}},
     "separate": {"value": {"model": "reward", "coefficient": 0.1}},
     "lora": {"lora": {"rank": RANK}},
     "one_base": {"lora": {"rank": RANK}},

@@ -55,6 +55,9 @@ class LoraConfig(Settings):
     """What is left in policy/: a full model with the adapter merged in, or the adapter alone."""
 
 
+POOLED_UPDATES = 4
+
+
 class ValueConfig(Settings):
     """V(state), one number a token; unused where `advantage.kind` learns no value function."""
 
@@ -66,7 +69,12 @@ class ValueConfig(Settings):
     """Weight of the value loss in the total loss. On a shared trunk 0.5 can wreck the policy."""
     learning_rate: Positive | None = None
     """Peak learning rate of the value function; null: 3e-3 if pooled, else `ppo.learning_rate`."""
-    updates: Count = 1
-    """pooled: optimizer steps of the values for each of the policy, which cost almost nothing."""
+    updates: Count | None = None
+    """pooled: optimizer steps of the values for each of the policy; null: 4. All others make 1."""
     clip_range: PositiveOrZero | None = 0.2
     """New values stay within this distance of the old ones (reward units); null: no clipping."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the values for each of the policy."""
+        return (self.updates or POOLED_UPDATES) if self.model == "pooled" else 1

@@ -130,7 +130,7 @@ def _of_adapters(config: "Config") -> Iterator[str]:
     remedy = "add a lora section, or set it to"
     if config.lora is None and config.value.model == "adapter":
         yield f"value.model = adapter needs a base that is not trained itself; {remedy} shared"
-    if config.value.updates > 1 and config.value.model != "pooled":
+    if config.value.updates not in (None, 1) and config.value.model != "pooled":
         yield (
             f"value.updates = {config.value.updates} with value.model = {config.value.model}, "
             "where each needs a pass through a whole model; set value.updates to 1, or value.model "

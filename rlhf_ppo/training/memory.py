@@ -309,7 +309,7 @@ def _update(
 
 def _seen_states(config: Config, policy: PretrainedConfig, work: Work) -> int:
     """Bytes of the states that further value updates read: those of a minibatch's responses."""
-    if config.value.updates == 1:
+    if config.value.steps == 1:
         return 0
     tokens = work.responses // config.ppo.minibatches * config.rollout.max_new_tokens
     width = int(policy.get_text_config().hidden_size)

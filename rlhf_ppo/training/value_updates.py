@@ -44,7 +44,7 @@ def states_seen(head: nn.Module, wanted: bool) -> Iterator[SeenStates]:
 
 def further_updates(config: Config, loss: LossSettings) -> int:
     """Steps of the values for each of the policy, beside the one that the two make together."""
-    return config.value.updates - 1 if loss.value_coefficient else 0
+    return config.value.steps - 1 if loss.value_coefficient else 0
 
 
 def update_values(
