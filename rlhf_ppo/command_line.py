@@ -3,21 +3,30 @@
 import argparse
 import difflib
 import re
-import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource
 
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import (
+    Json,
+    NoValue,
+    kind_of,
+    merge,
+    parse_yaml,
+    read_config,
+    section_of,
+    to_yaml,
+    without_nulls,
+)
 from rlhf_ppo.config.rewards import KINDS
-from rlhf_ppo.errors import GuardError, UserError
+from rlhf_ppo.console import begin
+from rlhf_ppo.errors import UserError, shown
 
-Json = dict[str, Any]
 MISSING = object()
 SWITCHES = ("resume",)  # may stand alone on the command line: --resume is --resume true
 
@@ -46,64 +55,12 @@ def load_config(
         raise SystemExit(0)
     from_file = read_config(known.config)
     overrides, problems = _read_overrides(rest)
-    config = validate(_merge(from_file, overrides), str(known.config), overrides, problems)
+    config = validate(merge(from_file, overrides), str(known.config), overrides, problems)
     if known.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
+    begin(f"settings of {known.config}; loading libraries")
     return config
-
-
-def read_config(path: Path, above: tuple[Path, ...] = ()) -> Json:
-    """Settings of a YAML file, on top of those of the file that its `extends` names.
-
-    Args:
-        path: the file.
-        above: files that led here, which it must not extend in turn.
-
-    Raises:
-        UserError: a file cannot be read, or files extend one another in a circle.
-    """
-    settings = read_yaml(path)
-    base = settings.pop("extends", None)
-    if base is None:
-        return settings
-    if not isinstance(base, str):
-        raise UserError(f"{path}: extends must name one YAML file, not {base!r}.")
-    below = path.parent / base
-    chain = (*above, path.resolve())
-    if below.resolve() in chain:
-        raise UserError(f"{path}: extends {base}, which leads back here. Remove one of the two.")
-    return _merge(read_config(below, chain), settings)
-
-
-def read_yaml(path: Path) -> Json:
-    """Read a mapping from a YAML file.
-
-    Raises:
-        UserError: no such file, not YAML (with the line), or not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"{path}: cannot read the config file ({reason}). Give an existing YAML file to "
-            "--config; see configs/ for examples."
-        ) from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML. {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold settings like `seed: 1`, not {content!r}.")
-    return content
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved settings as YAML; running them again gives the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def validate(
@@ -120,7 +77,7 @@ def validate(
     messages = list(problems)
     config = None
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(without_nulls(values))
     except ValidationError as error:
         for item in error.errors():
             messages += _explain(dict(item), source, overrides or {})
@@ -141,39 +98,6 @@ def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str
         else:
             names.extend(setting_names(section, f"{prefix}{name}."))
     return names
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The settings class behind `Section` or `Section | None`, None for a plain value."""
-    options = (
-        get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
-    )
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
-
-
-def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main(arguments)`; exceptions for the user become one message on stderr and a code.
-
-    2: bad input; 3: `guard` stopped the run, its policy is saved; 130: interrupted.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except GuardError as stop:
-        print(f"\nstopped: {stop}", file=sys.stderr, flush=True)
-        raise SystemExit(3) from None
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted. Go on from the last checkpoint with --resume true.",
-            file=sys.stderr,
-            flush=True,
-        )
-        raise SystemExit(130) from None
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:
@@ -224,7 +148,7 @@ def _source_help() -> str:
         "each entry of reward.sources is a mapping, in the file or as YAML on the command line:"
     ]
     for source in KINDS:
-        lines.append(f"\n  kind: {_kind_of(source)}    {source.__doc__}")
+        lines.append(f"\n  kind: {kind_of(source)}    {source.__doc__}")
         for name, field in source.model_fields.items():
             if name == "kind":
                 continue
@@ -246,7 +170,7 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
         name = word.removeprefix("--")
         position += 2
         if not word.startswith("--"):
-            problems.append(f"{word!r} is not an option; settings are given as --name value.")
+            problems.append(f"{shown(word)} is not an option; settings are given as --name value.")
             position -= 1
         elif name in SWITCHES and (value is None or value.startswith("--")):
             _put(overrides, name, True)
@@ -254,8 +178,11 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
         elif value is None or value.startswith("--"):
             problems.append(f"--{name} needs a value, as in --{name} VALUE.")
             position -= 1
-        elif name in names or (name in sections and value == "null"):
-            _put(overrides, name, _read_value(name, value))
+        elif name in names or name in sections:
+            try:
+                _put(overrides, name, _read_value(name, value))
+            except ValueError as error:
+                problems.append(f"--{name}: {shown(value)} is not valid YAML: {error}.")
         else:
             problems.append(f"--{name}: no such setting.{_nearest(name)}")
     return overrides, problems
@@ -264,14 +191,14 @@ def _read_overrides(words: Sequence[str]) -> tuple[Json, list[str]]:
 def _read_value(name: str, text: str) -> Any:
     """A command-line value is read as YAML; where words are asked for, they stay as they are.
 
-    YAML would turn `no` into False, `2026-11-21` into a date and `a: b` into a mapping.
+    YAML would turn `12` into a number and `a: b` into a mapping.
+
+    Raises:
+        ValueError: it is no YAML.
     """
     if text not in ("null", "~", "") and _takes_words(name):
         return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return parse_yaml(text)
 
 
 def _takes_words(name: str) -> bool:
@@ -282,7 +209,10 @@ def _takes_words(name: str) -> bool:
         annotation = model.model_fields[part].annotation
         model = section_of(annotation) or model
     union = get_origin(annotation) in (Union, types.UnionType)
-    options = get_args(annotation) if union else (annotation,)
+    options = [
+        option.__origin__ if get_origin(option) is Annotated else option
+        for option in (get_args(annotation) if union else (annotation,))
+    ]
     return any(option is str or get_origin(option) is Literal for option in options)
 
 
@@ -293,17 +223,6 @@ def _put(nested: Json, name: str, value: Any) -> None:
     nested[last] = value
 
 
-def _merge(below: Json, above: Json) -> Json:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(value, dict):
-            merged[key] = _merge(under if isinstance(under, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _explain(item: Json, source: str, overrides: Json) -> list[str]:
     """A validation error as: where, which value, what is allowed, nearest name."""
     if not item["loc"] and item["type"] == "value_error":  # settings that contradict one another
@@ -312,21 +231,23 @@ def _explain(item: Json, source: str, overrides: Json) -> list[str]:
     name = ".".join(str(part) for part in location)
     origin = "command line" if _lookup(overrides, location) is not MISSING else source
     if item["type"] == "extra_forbidden":
-        kind = next((kind for kind in KINDS if _kind_of(kind) in item["loc"]), None)
+        kind = next((kind for kind in KINDS if kind_of(kind) in item["loc"]), None)
         near = _nearest(name) if kind is None else _nearest_in(kind, str(location[-1]))
         return [f"{name} ({origin}): no such setting.{near}"]
     if item["type"].startswith("union_tag"):
-        kinds = ", ".join(_kind_of(kind) for kind in KINDS)
-        return [f"{name}.kind ({origin}): {item['input'].get('kind')!r} is none of {kinds}."]
+        kinds = ", ".join(kind_of(kind) for kind in KINDS)
+        return [f"{name}.kind ({origin}): {shown(item['input'].get('kind'))} is none of {kinds}."]
     if item["type"] == "missing":
         return [f"{name}: missing; set it in {source} or with --{name} VALUE."]
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return [f"{name or 'settings'} ({origin}): {item['input']!r} {reason}."]
+    if isinstance(item["input"], NoValue):
+        return [f"{name} ({origin}): has no value; give one, or null for the default."]
+    return [f"{name or 'settings'} ({origin}): {shown(item['input'])} {reason}."]
 
 
 def _settings_in(location: Sequence[Any]) -> list[Any]:
     """The parts of a location that a user wrote: pydantic puts types and union tags between."""
-    kinds = {_kind_of(kind) for kind in KINDS}
+    kinds = {kind_of(kind) for kind in KINDS}
     written: list[Any] = []
     for part in location:
         is_tag = part in kinds and bool(written) and isinstance(written[-1], int)
@@ -335,18 +256,12 @@ def _settings_in(location: Sequence[Any]) -> list[Any]:
     return written
 
 
-def _kind_of(source: type[BaseModel]) -> str:
-    """What stands in `kind` for a class of reward source."""
-    (kind,) = get_args(source.model_fields["kind"].annotation)
-    return str(kind)
-
-
 def _nearest_in(source: type[BaseModel], name: str) -> str:
     """The closest setting of a kind of reward source."""
     close = difflib.get_close_matches(name, source.model_fields, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]}?"
-    return f" Kind {_kind_of(source)} has {', '.join(sorted(source.model_fields))}."
+    return f" Kind {kind_of(source)} has {', '.join(sorted(source.model_fields))}."
 
 
 def _lookup(nested: Any, path: Sequence[Any]) -> Any:

@@ -1,33 +1,56 @@
 """All data of a run, read and tried on its models before anything is written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.config import Config, DataConfig, ModelSource, trained_source
 from rlhf_ppo.data.conversation import canonical
+from rlhf_ppo.data.encoding import Example
+from rlhf_ppo.data.fitting import Fitted, Pair, fit_demonstrations, fit_pairs
+from rlhf_ppo.data.heldout import Group, split_groups
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.preferences import (
     Demonstration,
     Preference,
     read_demonstrations,
     read_preferences,
 )
+from rlhf_ppo.data.prompt_fitting import FittedPrompts, fit_prompts
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
-from rlhf_ppo.data.report import DataReport, TooLong
+from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.data.sources import check_columns
-from rlhf_ppo.data.template import Text, check_template, joined, long_rows
+from rlhf_ppo.data.template import Text, joined
 from rlhf_ppo.errors import UserError, problem_of, raise_all
 from rlhf_ppo.evaluation.gold import GoldScorer
 from rlhf_ppo.evaluation.judge import check_judge
-from rlhf_ppo.models.load import load_model_config, load_tokenizer
-from rlhf_ppo.preflight import check_models, check_policy, check_reward
+from rlhf_ppo.models.limits import limits_of
+from rlhf_ppo.models.load import check_stop_tokens, load_model_config, load_tokenizer
+from rlhf_ppo.preflight import (
+    check_models,
+    check_reward,
+    policy_reader,
+    policy_setting,
+    scoring_readers,
+)
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.sft import starting_point
 
 T = TypeVar("T")
+SPLIT_HINT = " (data.heldout = 200 cuts 200 from data.prompts)"
 Reader = Callable[[str, str, DataConfig, DataReport], list[T]]
+
+
+@dataclass
+class FittedExamples:
+    """What the supervised stages learn from, as the models read it; None: there is none."""
+
+    demonstrations: Fitted[Example] | None = None
+    pairs: Fitted[Pair] | None = None
+    heldout_pairs: Fitted[Pair] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Inputs:
     gold: GoldScorer | None
     ptx: list[Demonstration]
     report: DataReport
+    fitted: FittedExamples = field(default_factory=FittedExamples)
 
     @property
     def prompts(self) -> dict[str, Sequence[Prompt]]:
@@ -65,22 +89,25 @@ class Inputs:
 
 def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
     """Read all data that the stages need; every problem in one message."""
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []  # a setting, and what is wrong with it
     report = DataReport()
+    data = config.data
+    split = _sources_of_split(config)
 
     def read(setting: str, stage: str, source: str | None, reader: Reader[T]) -> list[T]:
-        if stage not in stages:
+        if stage not in stages and setting not in split:
             return []
         if source is None:
-            problems.append(f"{setting}: missing; the {stage} stage needs it")
+            if data.heldout is None or setting != "data.heldout_prompts":
+                also = SPLIT_HINT if setting == "data.heldout_prompts" else ""
+                problems.append((setting, f"{setting}: missing; the {stage} stage needs it{also}"))
             return []
         try:
-            return reader(source, setting, config.data, report)
+            return reader(source, setting, data, report)
         except UserError as error:
-            problems.append(str(error))
+            problems.append((setting, str(error)))
             return []
 
-    data = config.data
     heldout_stage = "ppo" if "ppo" in stages else "evaluation"
     demonstrations = read("data.demonstrations", "sft", data.demonstrations, read_demonstrations)
     preferences = read("data.preferences", "reward_model", data.preferences, read_preferences)
@@ -90,11 +117,11 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         probes = read(setting, "reward_model", data.heldout_preferences, read_preferences)
     train = read("data.prompts", "ppo", data.prompts, read_prompts)
     heldout = read("data.heldout_prompts", heldout_stage, data.heldout_prompts, read_prompts)
-    problems += check_columns(data, report)
+    problems += [("data.columns", text) for text in check_columns(data, report)]
     try:
         train = settle_overlap(train, heldout, data, report)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(("data.overlap", str(error)))
     ptx: list[Demonstration] = []
     if config.ptx is not None:
         ptx = read("ptx.data", "ppo", config.ptx.data or data.demonstrations, read_demonstrations)
@@ -103,20 +130,76 @@ def read_inputs(config: Config, stages: Sequence[str]) -> Inputs:
         try:
             gold = GoldScorer(config.evaluation.gold)
         except UserError as error:
-            problems.append(str(error))
-    raise_all(problems)
+            problems.append(("evaluation.gold", str(error)))
+    raise_all(_each_once(problems))
     inputs = Inputs(demonstrations, preferences, probes, train, heldout, gold, ptx, report)
+    if data.heldout is not None:
+        inputs = _cut_heldout(inputs, data, stages)
     _report_seen_before(inputs)
     return inputs
+
+
+def _sources_of_split(config: Config) -> set[str]:
+    """The settings that `data.heldout` needs whatever the stage: all rows decide what is cut."""
+    data = config.data
+    if data.heldout is None:
+        return set()
+    given = {"data.prompts"} if data.prompts is not None else set()
+    if data.preferences is not None and config.reward_model is not None:
+        given.add("data.preferences")
+    return given
+
+
+def _cut_heldout(inputs: Inputs, data: DataConfig, stages: Sequence[str]) -> Inputs:
+    """The inputs split by `data.heldout`; what no stage reads is left out again.
+
+    Raises:
+        UserError: nothing is left to train on, or nothing is held out.
+    """
+    amount, report = data.heldout or 0, inputs.report
+    groups = {
+        "data.demonstrations": Group(inputs.demonstrations, lambda row: row.prompt),
+        "data.preferences": Group(inputs.preferences, lambda row: row.prompt),
+        "data.prompts": Group(inputs.train_prompts, lambda row: row.text),
+        "ptx.data": Group(inputs.ptx, lambda row: row.prompt),
+    }
+    kept, cut = split_groups(groups, amount, report, ("data.prompts", "data.preferences"))
+    reads_pairs, reads_prompts = "reward_model" in stages, "ppo" in stages
+    if not reads_pairs:
+        report.forget("data.preferences", "data.heldout_preferences")
+    if not reads_prompts:
+        report.forget("data.prompts")
+    if not reads_prompts and "evaluation" not in stages:
+        report.forget("data.heldout_prompts")
+        cut["data.prompts"] = []
+    return replace(
+        inputs,
+        demonstrations=kept["data.demonstrations"],
+        preferences=kept["data.preferences"] if reads_pairs else [],
+        probes=cut["data.preferences"] if reads_pairs else [],
+        train_prompts=kept["data.prompts"] if reads_prompts else [],
+        heldout_prompts=cut["data.prompts"],
+        ptx=kept["ptx.data"],
+    )
+
+
+def _each_once(problems: Sequence[tuple[str, str]]) -> list[str]:
+    """What is wrong with one file for several settings, in one message that names them all."""
+    settings: dict[str, list[str]] = {}
+    for setting, text in problems:
+        settings.setdefault(text.replace(f"({setting})", "({})"), []).append(setting)
+    return [text.replace("({})", f"({', '.join(names)})") for text, names in settings.items()]
 
 
 @dataclass(frozen=True)
 class Checked:
     """What trying the data on the models has told."""
 
-    sizes: dict[str, int]  # by setting: how many prompts are short enough
+    inputs: Inputs  # without the prompts that a model cannot read
+    sizes: dict[str, int]  # by setting: how many prompts are used
     policy: PretrainedConfig | None  # the model's configuration; None: not made yet
     longest_prompt: int  # tokens
+    tokenizer: PreTrainedTokenizerBase  # the policy's
 
 
 def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Checked:
@@ -126,13 +209,23 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
         UserError: data and models do not go together; every problem in one message.
     """
     tokenizer, model = _policy_parts(config, stages, inputs)
-    longest = [0]
-    problems = problem_of(lambda: longest.append(_check_prompts(config, tokenizer, model, inputs)))
-    problems += problem_of(lambda: _check_examples(config, tokenizer, inputs))
+    problems: list[str] = []
+    problems += problem_of(lambda: check_stop_tokens(tokenizer, config.rollout.stop_tokens))
     asked = inputs.train_prompts + inputs.heldout_prompts
     problems += problem_of(lambda: check_reward(config, tokenizer, asked))
+    raise_all(problems)
+    problems += problem_of(lambda: _check_examples(config, tokenizer, model, inputs))
+    fitted = []
+    if any(inputs.prompts.values()):
+        problems += problem_of(
+            lambda: fitted.append(_fit_prompts(config, tokenizer, model, inputs))
+        )
+    raise_all(problems)
+    longest = 0
+    if fitted:
+        inputs, longest = fitted[0]
     if "evaluation" in stages:
-        problems += problem_of(lambda: check_models(config, inputs.heldout_prompts))
+        problems += problem_of(lambda: check_models(config, tokenizer, inputs.heldout_prompts))
         judge = config.evaluation.judge
         if judge is not None and inputs.heldout_prompts:
             problems += problem_of(lambda: check_judge(judge, inputs.heldout_prompts[0]))
@@ -140,14 +233,13 @@ def check_inputs(config: Config, stages: Sequence[str], inputs: Inputs) -> Check
     if gold is not None and inputs.heldout_prompts:
         problems += problem_of(lambda: gold.check(asked))
     raise_all(problems)
-    used = {setting: item.used for setting, item in inputs.report.sources.items()}
-    sizes = {setting: used.get(setting, 0) for setting in inputs.prompts}
-    return Checked(sizes, model, max(longest))
+    sizes = {setting: len(prompts) for setting, prompts in inputs.prompts.items()}
+    return Checked(inputs, sizes, model, longest, tokenizer)
 
 
 def _policy_parts(
     config: Config, stages: Sequence[str], inputs: Inputs
-) -> tuple[PreTrainedTokenizerBase, PretrainedConfig | None]:
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """Tokenizer and configuration of the policy: given, about to be made, or made before."""
     if config.policy.path is None and "sft" in stages:
         made, tokenizer = starting_point(config, inputs.demonstrations)
@@ -156,63 +248,93 @@ def _policy_parts(
     return load_tokenizer(path, "policy.path"), load_model_config(path, "policy.path")
 
 
-def _check_prompts(
+def _fit_prompts(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
-    model: PretrainedConfig | None,
+    model: PretrainedConfig,
     inputs: Inputs,
-) -> int:
-    """Tokens of the longest prompt that is short enough; long ones go to the report."""
-    report, rules = inputs.report, config.data
-    limit = f"data.max_prompt_tokens = {rules.max_prompt_tokens}"
-    long, longest = check_policy(config, tokenizer, model, inputs.prompts, inputs.conversations)
-    for setting, rows in long.items():
-        report.add_long(setting, rows, limit, refuse=rules.long_rows == "refuse")
-    if tokenizer.chat_template is None or rules.to_chat == "never":
-        return longest
-    for setting, prompts in inputs.prompts.items():
-        plain = [prompt.where for prompt in prompts if isinstance(prompt.text, str)]
-        reason = "a plain string, continued as it stands (data.to_chat = always makes it a message)"
-        report.add(setting, reason, plain, dropped=False)
-    return longest
-
-
-def _check_examples(config: Config, policy: PreTrainedTokenizerBase, inputs: Inputs) -> None:
-    """What the supervised stages learn from is short enough, as they will measure it."""
+) -> tuple[Inputs, int]:
+    """The inputs with those prompts that all models can read, and the longest one's tokens."""
+    rules, report = config.data, inputs.report
+    policy = policy_reader(config, tokenizer, model)
+    scorers = scoring_readers(config, tokenizer, model)
     problems: list[str] = []
+    fitted: dict[str, FittedPrompts] = {}
+    for setting, items in inputs.prompts.items():
 
-    def check(
-        setting: str,
-        items: Sequence[Demonstration] | Sequence[Preference],
-        tokenizer: PreTrainedTokenizerBase,
-        limit: str,
-        most: int,
-    ) -> None:
-        rows = [item.conversations for item in items]
-        check_template(tokenizer, [joined(*row[0]) for row in rows], setting)
-        found = long_rows(tokenizer, rows, most)
-        long = [TooLong(items[number].where, tokens) for number, tokens in found.items()]
-        if len(long) == len(items) > 0:
-            problems.append(
-                f"{setting}: all {len(items)} rows are longer than {limit} = {most} (the shortest "
-                f"has {min(found.values())} tokens). Raise it."
+        def fit(setting: str = setting, items: Sequence[Prompt] = items) -> None:
+            arguments = (policy, scorers, setting, rules.long_rows, report)
+            fitted[setting] = fit_prompts(items, *arguments)
+
+        problems += problem_of(fit) if items else []
+    raise_all(problems)
+    if tokenizer.chat_template is not None and rules.to_chat != "never":
+        for setting, found in fitted.items():
+            plain = [item.where for item in found.prompts if isinstance(item.text, str)]
+            reason = (
+                "a plain string, continued as it stands (data.to_chat = always makes it a message)"
             )
-            return
-        refuse = config.data.long_rows == "refuse"
-        add = inputs.report.add_long
-        problems.extend(problem_of(lambda: add(setting, long, f"{limit} = {most}", refuse=refuse)))
+            report.add(setting, reason, plain, dropped=False)
+    train, heldout = (
+        fitted[setting].prompts if setting in fitted else []
+        for setting in ("data.prompts", "data.heldout_prompts")
+    )
+    longest = max(found.longest for found in fitted.values())
+    return replace(inputs, train_prompts=train, heldout_prompts=heldout), longest
 
-    if config.sft is not None:
-        most = config.sft.max_tokens
-        check("data.demonstrations", inputs.demonstrations, policy, "sft.max_tokens", most)
-    if config.reward_model is not None and inputs.preferences:
-        start = config.reward_model.init_from
-        own = policy if start is None else load_tokenizer(start, "reward_model.init_from")
-        most = config.reward_model.max_tokens
-        check("data.preferences", inputs.preferences, own, "reward_model.max_tokens", most)
-        source = trained_source(config.reward) or ModelSource()
-        limit = f"reward.sources[{source.name}].max_tokens"
-        check("data.heldout_preferences", inputs.probes, own, limit, source.max_tokens)
+
+def _check_examples(
+    config: Config, policy: PreTrainedTokenizerBase, model: PretrainedConfig, inputs: Inputs
+) -> None:
+    """What is learnt from is short enough and readable, as its stage will encode it."""
+    problems: list[str] = []
+    rule, report = config.data.long_rows, inputs.report
+    own = limits_of(model, policy_setting(config))
+
+    def tried(fit: Callable[[], Fitted[T]]) -> Fitted[T] | None:
+        found: list[Fitted[T]] = []
+
+        def attempt() -> None:
+            fitted = fit()
+            fitted.report(report, refuse=rule == "refuse")
+            found.append(fitted)
+
+        problems.extend(problem_of(attempt))
+        return found[0] if found else None
+
+    def shown(
+        items: list[Demonstration], setting: str, name: str, most: int
+    ) -> Fitted[Example] | None:
+        limit = LengthLimit(name, most, own.strict())
+        return tried(partial(fit_demonstrations, items, policy, limit, setting, rule))
+
+    fitted, settings = inputs.fitted, config.reward_model
+    if config.sft is not None and inputs.demonstrations:
+        arguments = ("data.demonstrations", "sft.max_tokens", config.sft.max_tokens)
+        fitted.demonstrations = shown(inputs.demonstrations, *arguments)
+    if config.ptx is not None and inputs.ptx:
+        shown(inputs.ptx, "ptx.data", "ptx.max_tokens", config.ptx.max_tokens)
+    if settings is not None and inputs.preferences:
+        tokenizer, limits = policy, own
+        if settings.init_from is not None:
+            place = "reward_model.init_from"
+            tokenizer = load_tokenizer(settings.init_from, place)
+            limits = limits_of(load_model_config(settings.init_from, place), place)
+
+        def compared(
+            items: list[Preference], setting: str, name: str, most: int
+        ) -> Fitted[Pair] | None:
+            limit = LengthLimit(name, most, limits)
+            return tried(partial(fit_pairs, items, tokenizer, limit, setting, rule))
+
+        arguments = ("data.preferences", "reward_model.max_tokens", settings.max_tokens)
+        fitted.pairs = compared(inputs.preferences, *arguments)
+        if inputs.probes:
+            source = trained_source(config.reward) or ModelSource()
+            name = f"reward.sources[{source.name}].max_tokens"
+            fitted.heldout_pairs = compared(
+                inputs.probes, "data.heldout_preferences", name, source.max_tokens
+            )
     raise_all(problems)
 
 

@@ -81,6 +81,19 @@ def stage_micro_batch(stage: SupervisedConfig, section: str, processes: int) -> 
     return micro
 
 
+def generated_batches(config: Config, prompts: int) -> int:
+    """Batches of responses that an evaluation generates, one after the other.
+
+    Args:
+        config: settings.
+        prompts: that are held out.
+    """
+    wanted, batch = config.evaluation, config.rollout.generation_batch_size
+    sides = (2 + len(wanted.models)) * (2 if wanted.greedy else 1)
+    best_of = wanted.best_of * min(wanted.best_of_prompts, prompts)
+    return sides * -(-prompts // batch) + -(-best_of // batch)
+
+
 def make_plan(config: Config, processes: int, train_prompts: int, heldout_prompts: int) -> Plan:
     """Derive the sizes of a run.
 

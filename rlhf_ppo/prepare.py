@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ppo.config import Config, ModelSource, leaves, trained_source
-from rlhf_ppo.console import quieten_libraries
-from rlhf_ppo.errors import UserError, problem_of, raise_all
+from rlhf_ppo.console import activity, quieten_libraries
+from rlhf_ppo.errors import UserError, problem_of, raise_all, shown
 from rlhf_ppo.inputs import Inputs, check_inputs, read_inputs
-from rlhf_ppo.models.load import check_model_path
+from rlhf_ppo.models.find import check_model_path
 from rlhf_ppo.models.lora import check_start, is_adapter
 from rlhf_ppo.models.save import find_values
 from rlhf_ppo.plan import Plan, make_plan, stage_micro_batch
-from rlhf_ppo.preflight import check_machine
-from rlhf_ppo.resources import plan_memory
+from rlhf_ppo.preflight import check_families, check_machine
+from rlhf_ppo.resources import NoForecast, plan_memory
 from rlhf_ppo.stamps import FOLDERS, Stamp, check_stamp, read_stamp
-from rlhf_ppo.training.checkpoint import list_checkpoints, read_progress
+from rlhf_ppo.training.checkpoint import check_checkpoint, list_checkpoints, read_progress
 from rlhf_ppo.training.distributed import Processes, folder_is_used
 from rlhf_ppo.training.memory import Forecast
+from rlhf_ppo.training.trackers import check_trackers
+from rlhf_ppo.weights import check_adapter_targets, check_weights
 
 STAGES = ("sft", "reward_model", "ppo", "evaluation")
 
@@ -30,7 +32,7 @@ class Prepared:
     inputs: Inputs
     processes: Processes
     plan: Plan | None  # None: PPO is not among the stages
-    memory: Forecast | None
+    memory: Sequence[Forecast | NoForecast]  # one a stage; none: the policy is not made yet
 
 
 def prepare(config: Config, stages: Sequence[str]) -> Prepared:
@@ -40,17 +42,23 @@ def prepare(config: Config, stages: Sequence[str]) -> Prepared:
         UserError: anything wrong with settings or data.
     """
     stages = _wanted(config, stages)
-    _check_starting_points(config, stages)
-    inputs = read_inputs(config, stages)
     quieten_libraries()
-    checked = check_inputs(config, stages, inputs)
-    processes = Processes(config, with_trackers="ppo" in stages)  # knows them, opens none
+    _check_starting_points(config, stages)
+    check_trackers(config.logging.trackers)
+    check_weights(config, stages)
+    with activity("reading the data"):
+        inputs = read_inputs(config, stages)
+    check_families(config, stages)
+    with activity("checking the data with the tokenizers and rewards"):
+        checked = check_inputs(config, stages, inputs)
+    processes = Processes(config)
     check_machine(config, processes.device)
+    if checked.policy is not None:
+        check_adapter_targets(config, checked.policy)
     plan = _check_sizes(config, stages, checked.sizes, processes.world)
-    memory = None
-    if plan is not None and checked.policy is not None:
-        memory = plan_memory(config, checked.policy, checked.longest_prompt, plan, processes)
-    return Prepared(stages, inputs, processes, plan, memory)
+    with activity("forecasting the memory"):
+        memory = plan_memory(config, stages, checked.inputs, checked, plan, processes)
+    return Prepared(stages, checked.inputs, processes, plan, memory)
 
 
 def finished_stages(config: Config, stages: Sequence[str], stamps: dict[str, Stamp]) -> set[str]:
@@ -162,7 +170,7 @@ def _problems_of_evaluation(config: Config, stages: Sequence[str]) -> list[str]:
         return []
     if given is not None and "ppo" in stages:
         return [
-            f"evaluation.policy = {given!r}: this run makes a policy of its own and evaluates "
+            f"evaluation.policy = {shown(given)}: this run makes a policy of its own and evaluates "
             "that; leave it out, name the other model in evaluation.models, or use "
             "scripts/evaluate.py"
         ]
@@ -210,4 +218,7 @@ def _policy_is_finished(config: Config, stamp: Stamp) -> bool:
             "no checkpoint to go on from (checkpoint.every was 0). Choose another output_dir."
         )
     # A checkpoint may be ahead of the saved policy: the run died between the two.
-    return saved == config.ppo.steps and stopped is None
+    finished = saved == config.ppo.steps and stopped is None
+    if found and not finished:
+        check_checkpoint(found[-1])
+    return finished

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.config import Config, EnsembleSource, FunctionSource, ModelSource, leaves
+from rlhf_ppo.config import (
+    Config,
+    DataConfig,
+    EnsembleSource,
+    FunctionSource,
+    ModelSource,
+    correctness_source,
+    leaves,
+)
 from rlhf_ppo.data.loading import fingerprint
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
 
 Stamp = dict[str, Any]
 
@@ -28,9 +36,11 @@ FOLDERS = {
     "evaluation": "evaluation",
 }
 STAMP_FILE = "stage.json"
+NOT_SET = "not set"
 # Settings that do not change what PPO computes, or that other stages answer for.
 # Limits of the guard may change: a run that was stopped can go on with others.
 NOT_PPO = ("output_dir", "resume", "data", "sft", "guard", "checkpoint", "evaluation", "logging")
+ASKED = ("greedy", "best_of", "best_of_prompts", "judge", "gold", "bootstrap_samples")
 # Settings of the data section that change what rows say or how often, if they are not refused.
 READING = ("columns", "system_prompt", "to_chat", "duplicates")
 
@@ -51,7 +61,7 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
         name: None if source is None else fingerprint(source)
         for name, source in config.data.sources.items()
     }
-    reading = {name: settings["data"][name] for name in READING}
+    reading = _reading(config.data, data)
     start: Any = None if config.policy.path is None else _model(config.policy.path)
     if config.sft is not None:
         start = {
@@ -93,17 +103,29 @@ def make_stamps(config: Config) -> dict[str, Stamp]:
     models = {name: _model(path) for name, path in config.evaluation.models.items()}
     given = config.evaluation.policy
     evaluation = {
-        **{name: asked[name] for name in ("greedy", "best_of", "best_of_prompts", "judge")},
+        **{name: asked[name] for name in ASKED},
+        **_correctness(config),
         "models": models,
         "given": None if given is None else _model(given),
         "policy": ppo,
         "steps": config.ppo.steps,
         "save": config.checkpoint.save,
-        "gold": config.evaluation.gold,
-        "bootstrap_samples": config.evaluation.bootstrap_samples,
         "heldout_prompts": data["heldout_prompts"],
     }
     return {"sft": start or {}, "reward_model": reward or {}, "ppo": ppo, "evaluation": evaluation}
+
+
+def _reading(rules: DataConfig, fingerprints: dict[str, str | None]) -> Stamp:
+    """The settings that change what rows say, or which rows a stage learns from."""
+    reading = rules.model_dump(mode="json", include=set(READING))
+    if rules.chosen_as_demonstrations:
+        reading["chosen_as_demonstrations"] = True
+    if rules.heldout is not None:  # all rows of these decide which are cut
+        split = {name: fingerprints[name] for name in ("prompts", "preferences")}
+        reading["heldout"] = {"amount": rules.heldout, **split}
+    if rules.long_rows == "truncate":  # its other values change no row that is used
+        reading["long_rows"] = "truncate"
+    return reading
 
 
 def write_stamp(folder: Path, stamp: Stamp) -> None:
@@ -145,7 +167,7 @@ def check_stamp(folder: Path, expected: Stamp, ignore: Sequence[str] = ()) -> bo
     then = _flatten({name: value for name, value in found.items() if name not in ignore})
     now = _flatten(json.loads(json.dumps(expected)))
     changed = [
-        f"  - {name}: {then.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now"
+        f"  - {name}: {shown(then.get(name, NOT_SET))} then, {shown(now.get(name, NOT_SET))} now"
         for name in sorted(then.keys() | now.keys())
         if then.get(name) != now.get(name)
     ]
@@ -162,11 +184,18 @@ def _model(path: str) -> str:
     return f"{path} {fingerprint(path)}" if Path(path).is_dir() else path
 
 
+def _correctness(config: Config) -> Stamp:
+    """It changes what is evaluated, not what is trained; not said where it is not used."""
+    source = correctness_source(config.reward)
+    return {} if source is None else {"correctness": source}
+
+
 def _reward(config: Config, settings: Stamp) -> Stamp:
     """What decides a score: not how often a service is asked, nor how much failure is borne."""
     sources = {}
+    beside = {"timeout", "retries", "batch_size", "correctness"}  # the last is evaluation's
     for name, leaf in leaves(config.reward.sources):
-        source = leaf.model_dump(mode="json", exclude={"timeout", "retries", "batch_size"})
+        source = leaf.model_dump(mode="json", exclude=beside)
         if isinstance(leaf, ModelSource) and leaf.path is not None:
             source["path"] = _model(leaf.path)
         if isinstance(leaf, FunctionSource):  # of a file, its bytes; what it imports is not seen

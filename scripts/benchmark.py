@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Time our PPO step on one CPU core, alone or in alternation with TRL 1.12.0, the last with PPO.
 
 OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --shape S
@@ -9,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import run_script
+from rlhf_ppo.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Talk to a run's policy and its reference, or to any models, side by side.
 
 python scripts/chat.py runs/quickstart                  a run folder: reference and policy
@@ -8,7 +9,8 @@ python scripts/chat.py runs/quickstart --web            on a page of this machin
 import argparse
 from collections.abc import Sequence
 
-from rlhf_ppo.command_line import run_script
+from rlhf_ppo.console import begin
+from rlhf_ppo.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8080, help="of that page (default: 8080)")
     words = parser.parse_args(arguments)
 
+    begin("loading libraries")
     from rlhf_ppo.chat.session import start  # after parsing: --help needs no torch
 
     start(

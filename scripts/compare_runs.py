@@ -1,22 +1,25 @@
-"""A table of runs that differ in method and seed, each with its mean over seeds and interval.
+#!/usr/bin/env python
+"""Runs beside one another: settings that differ, means over seeds, run against run.
 
-python scripts/compare_runs.py runs/experiments/*-*      folders named <method>-<seed>
+python scripts/compare_runs.py runs/mine runs/other        any folders of finished runs
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import run_script
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read each run's `evaluation/summary.json`, print the table."""
+    """Read the runs, print the tables."""
     if not arguments or arguments[0].startswith("-"):
-        raise UserError("give the folders of finished runs, each named <method>-<seed>.")
-    from rlhf_ppo.evaluation.compare import compare  # after parsing: it needs torch
+        raise UserError(
+            "give the folders of finished runs; runs that differ in seed are one method."
+        )
+    from rlhf_ppo.report.compare import comparison_text  # after parsing: it needs some seconds
 
-    print(compare([Path(argument) for argument in arguments]))
+    print(comparison_text([Path(argument) for argument in arguments]))
 
 
 if __name__ == "__main__":

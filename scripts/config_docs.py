@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Bring docs/config.schema.json and the tables of docs/configuration.md up to date.
 
 python scripts/config_docs.py            write them
@@ -8,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import run_script
 from rlhf_ppo.config.documents import schema_text, with_tables
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.script import run_script
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

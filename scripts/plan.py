@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Sizes and memory of a run, before anything is loaded; exit code 2 if it cannot fit.
 
 python scripts/plan.py --config configs/lora_7b.yaml
@@ -6,7 +7,8 @@ python scripts/plan.py --config configs/lora_7b.yaml
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import load_config, run_script
+from rlhf_ppo.command_line import load_config
+from rlhf_ppo.script import run_script
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """The report of a run at any time, also while it trains; or several runs over one another.
 
 python scripts/report.py runs/quickstart                          -> its evaluation/report.html
@@ -8,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import run_script
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.script import run_script
 
 
 def main(arguments: Sequence[str]) -> None:

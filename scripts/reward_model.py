@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Reward model alone: data.preferences -> <output_dir>/reward_model.
 
 python scripts/reward_model.py --config configs/quickstart.yaml --output_dir runs/quickstart
@@ -6,7 +7,8 @@ python scripts/reward_model.py --config configs/quickstart.yaml --output_dir run
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import load_config, run_script
+from rlhf_ppo.command_line import load_config
+from rlhf_ppo.script import run_script
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Serve a Python reward function over HTTP, by the contract of docs/rewards.md.
 
 python scripts/reward_server.py data/arithmetic/reward.py:right --port 8000
@@ -9,12 +10,12 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rlhf_ppo.command_line import run_script
 from rlhf_ppo.config import FunctionSource
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.judgement import Missing
+from rlhf_ppo.script import run_script
 
 
 def answer(function: RewardFunction, question: dict[str, Any]) -> dict[str, Any]:

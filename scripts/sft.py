@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Supervised fine-tuning alone: data.demonstrations -> <output_dir>/sft.
 
 python scripts/sft.py --config configs/quickstart.yaml --output_dir runs/quickstart
@@ -6,7 +7,8 @@ python scripts/sft.py --config configs/quickstart.yaml --output_dir runs/quickst
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import load_config, run_script
+from rlhf_ppo.command_line import load_config
+from rlhf_ppo.script import run_script
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """The main job: supervised model -> reward model -> PPO -> evaluation, from one config.
 
 accelerate launch scripts/train.py                                  the embedded default
@@ -7,7 +8,8 @@ accelerate launch scripts/train.py --config configs/lora_7b.yaml    your own
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ppo.command_line import load_config, run_script
+from rlhf_ppo.command_line import load_config
+from rlhf_ppo.script import run_script
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 

@@ -173,8 +173,8 @@ def _parse_by_script(
     if path == f"scripts/{name}.py" and name in WITH_CONFIG:
         assert run_here(name, [*arguments, "--print_config"], cwd, patch) == 0
         return
-    if path == "scripts/compare_runs.py":  # takes folders alone, named <method>-<seed>
-        assert arguments and all(re.fullmatch(r"[\w/*]+-[\w*]+", word) for word in arguments)
+    if path == "scripts/compare_runs.py":  # takes folders alone
+        assert arguments and all(re.fullmatch(r"[\w/*][\w/*-]*", word) for word in arguments)
         return
     parse = argparse.ArgumentParser.parse_args
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,15 @@ def colour_texts() -> list[str]:
     ]
 
 
+@lru_cache
+def _trained_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(colour_texts(), 300)
+
+
 def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     """One token a byte; with the scratch model's chat template or, as GPT-2, without any."""
     if chat:
-        return train_tokenizer(colour_texts(), 300)
+        return copy.deepcopy(_trained_tokenizer())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<|endoftext|>": 0} | {letter: i + 1 for i, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

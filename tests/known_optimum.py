@@ -126,7 +126,11 @@ def learn(
     lm, reference = language_model(seed), language_model(seed)
     size = config.rollout.batch_size
     prompts = [EncodedPrompt(Prompt(row, "", "?", {}), PROMPT) for row in range(size)]
-    run = assemble(config, lm, reference, tokenizer(), scores.__getitem__, prompts, (STOP,))
+
+    def score(response: str) -> float:
+        return scores[response.strip()]  # the space that parts it from the prompt is its own
+
+    run = assemble(config, lm, reference, tokenizer(), score, prompts, (STOP,))
     goal = best(distribution(reference, limit), scores, limit, goal_beta)
     before = total_variation(distribution(lm, limit), goal)
     progress = replace(START, beta=config.kl.beta, penalty=config.ppo.penalty)

@@ -1,20 +1,22 @@
-"""Do the tests notice? Plants each mistake of `mutations.py` in the algorithm and runs its tests.
+"""Do the tests notice? Plants each mistake of `mutations/` in the package and runs its tests.
 
-    python tests/mutants.py                 # all, a few minutes on one core
-    python tests/mutants.py --only "gae:"   # those whose name contains this
+    python tests/mutants.py                     # all, 40 minutes on one core
+    python tests/mutants.py --folder training   # those of one folder of the package
+    python tests/mutants.py --only "gae:"       # those whose file or name contains this
     python tests/mutants.py --list
 
 A mistake goes into a copy of the package in a temporary folder, never into the checkout. The copy
-stands first on sys.path of a forked child that runs pytest until the first failure: the unit tests
-of the file first, then all others. Exit code 0: every mistake was caught by a failed test; one that
-breaks the import or the collection, or raises a NameError, is an error of the table and counts as
-nothing.
+stands first on sys.path of a forked child that runs pytest until the first failure: the file's own
+tests first, then those of its folder. Exit code 0: every mistake was caught by a failed test; one
+that breaks the import or the collection, or raises a NameError, is an error of the table and counts
+as nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -29,15 +31,24 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from mutations import MUTATIONS, Mutation
+from mutations import FOLDERS, MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
-UNIT = {
-    name: f"tests/unit/test_{name}.py"
-    for name in ("masked", "kl", "losses", "rewards", "advantages")
-}
-TESTS = (*UNIT.values(), "tests/invariance/test_algorithm.py", "tests/exact")
 LIMIT = 120  # seconds a mutation
+# What the tests of most folders import, once for all children.
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "peft",
+    "pydantic_settings",
+    "rich.table",
+    "transformers",
+    "trl",
+    *(
+        f"transformers.models.{family}.modeling_{family}"
+        for family in ("gemma2", "gpt2", "gpt_neox", "llama", "qwen3")
+    ),
+)
 
 
 class FirstFailure:
@@ -59,9 +70,9 @@ class FirstFailure:
             self.broken = True
 
 
-def run_tests(copy: Path, tests: Sequence[str], answer: Path) -> int:
+def run_tests(copy: Path, tests: Sequence[str], answer: Path, limit: int) -> int:
     """In the child: tests against the package in `copy`; pytest's exit code."""
-    signal.alarm(LIMIT)  # kills the child, whatever it does
+    signal.alarm(limit)  # kills the child, whatever it does
     with (copy / "log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -75,9 +86,9 @@ def run_tests(copy: Path, tests: Sequence[str], answer: Path) -> int:
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )
     hypothesis.settings.load_profile("mutants")
-    import rlhf_ppo.algorithm.losses
+    import rlhf_ppo
 
-    assert Path(rlhf_ppo.algorithm.losses.__file__).is_relative_to(copy)
+    assert Path(rlhf_ppo.__file__).is_relative_to(copy)
     first = FirstFailure()
     # Without the project's own options: workers would import another package.
     words = ["-o", "addopts=", "-q", "-m", "not slow"]
@@ -87,20 +98,20 @@ def run_tests(copy: Path, tests: Sequence[str], answer: Path) -> int:
     return int(code)
 
 
-def judge(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
+def judge(copy: Path, tests: Sequence[str], limit: int = LIMIT) -> tuple[str, str]:
     """What tests say of the package in a copy: (verdict, by what)."""
     answer = copy / "answer.json"
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            code = run_tests(copy, [test for test in tests if (ROOT / test).exists()], answer)
+            code = run_tests(copy, tests, answer, limit)
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         timeout = os.WTERMSIG(status) == signal.SIGALRM
-        return ("caught", f"the limit of {LIMIT} s") if timeout else ("error", "a crash")
+        return "error", f"the limit of {limit} s" if timeout else "a crash"
     code = os.WEXITSTATUS(status)
     if code == 0:
         return "SURVIVED", ""
@@ -111,62 +122,88 @@ def judge(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
     return "error", "\n      ".join([f"exit code {code} {found['test']}", *tail])
 
 
-def plant(copy: Path, mutation: Mutation | None) -> tuple[str, str]:
-    """Copy the package, with a mistake or without, and have it judged."""
+def copy_package(copy: Path) -> None:
+    """The package without its caches."""
     shutil.copytree(ROOT / "rlhf_ppo", copy / "rlhf_ppo", ignore=shutil.ignore_patterns("__py*"))
-    if mutation is None:
-        return judge(copy, TESTS)
-    path = copy / "rlhf_ppo" / "algorithm" / f"{mutation.file}.py"
+
+
+def judge_unmutated(copy: Path, chosen: Sequence[Mutation]) -> tuple[str, str]:
+    """What all tests of the chosen mutations say of the package as it is."""
+    copy_package(copy)
+    tests = list(dict.fromkeys(test for m in chosen for test in (*m.own, *m.more)))
+    return judge(copy, tests, 10 * LIMIT)
+
+
+def plant(copy: Path, mutation: Mutation) -> tuple[str, str]:
+    """Copy the package with a mistake and have it judged."""
+    copy_package(copy)
+    path = copy / "rlhf_ppo" / mutation.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         return "error", f"the old text stands {text.count(mutation.old)} times in the file"
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-    own = UNIT.get(mutation.file, TESTS[-2])
-    verdict = judge(copy, [own])
-    return verdict if verdict[0] != "SURVIVED" else judge(copy, [t for t in TESTS if t != own])
+    verdict = judge(copy, mutation.own)
+    return verdict if verdict[0] != "SURVIVED" else judge(copy, mutation.more)
+
+
+def prepare(chosen: Sequence[Mutation]) -> None:
+    """What all children share: threads, pytest's plugins, libraries."""
+    torch.set_num_threads(1)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if any(mutation.folder != "algorithm" for mutation in chosen):
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    assert "rlhf_ppo" not in sys.modules, "the parent must not know the package"
+    gc.freeze()  # children collect only what they make
+
+
+def run_all(chosen: Sequence[Mutation], root: str) -> dict[str, list[str]]:
+    """Names of the mutations by verdict; each is printed as it comes."""
+    verdicts: dict[str, list[str]] = {"caught": [], "SURVIVED": [], "error": []}
+    for number, mutation in enumerate(chosen, start=1):
+        folder = Path(root, str(number))
+        start = time.monotonic()
+        verdict, by = plant(folder, mutation)
+        shutil.rmtree(folder)
+        name = f"{mutation.file}, {mutation.name}"
+        verdicts[verdict].append(name)
+        by = f" by {by}" if by else ""
+        seconds = f"{time.monotonic() - start:5.1f} s"
+        print(f"{number:3}/{len(chosen)} {seconds} {name}: {verdict}{by}", flush=True)
+    return verdicts
 
 
 def main() -> int:
     """Run the chosen mutations one after another; 0 if all were caught."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="names that contain this")
+    parser.add_argument("--only", default="", metavar="TEXT", help="files or names that hold this")
+    parser.add_argument("--folder", choices=sorted(FOLDERS), help="one folder of the package")
     parser.add_argument("--list", action="store_true", help="name the mutations and stop")
     options = parser.parse_args()
-    chosen = [m for m in MUTATIONS if options.only in f"{m.file} {m.name}"]
-    if options.list:
-        print("\n".join(f"{m.file:<10} {m.name}" for m in chosen))
-        return 0
-    torch.set_num_threads(1)
-    assert "rlhf_ppo" not in sys.modules, "the parent must not know the package"
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    gc.freeze()  # children collect only what they make
-    verdicts: dict[str, list[str]] = {"caught": [], "SURVIVED": [], "error": []}
+    chosen = [
+        m
+        for m in MUTATIONS
+        if options.only in f"{m.file} {m.name}" and options.folder in (None, m.folder)
+    ]
+    if options.list or not chosen:
+        print("\n".join(f"{m.file:<32} {m.name}" for m in chosen))
+        return 0 if chosen else 1
     begin = time.monotonic()
+    prepare(chosen)
     with tempfile.TemporaryDirectory() as root:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{root}/hypothesis"
-        for number, mutation in enumerate([None, *chosen]):
-            folder = Path(root, str(number))
-            start = time.monotonic()
-            verdict, by = plant(folder, mutation)
-            shutil.rmtree(folder)
-            seconds = f"{time.monotonic() - start:5.1f} s"
-            if mutation is None:
-                print(f"unmutated: {'passed' if verdict == 'SURVIVED' else by} {seconds}")
-                if verdict != "SURVIVED":
-                    return 2
-                continue
-            name = f"{mutation.file}, {mutation.name}"
-            verdicts[verdict].append(name)
-            by = f" by {by}" if by else ""
-            print(f"{number:3}/{len(chosen)} {seconds} {name}: {verdict}{by}", flush=True)
-    missed = [*verdicts["SURVIVED"], *verdicts["error"]]
-    print(
-        f"\n{len(verdicts['caught'])} of {len(chosen)} caught in {time.monotonic() - begin:.0f} s"
-    )
-    for verdict in ("SURVIVED", "error"):
-        for name in verdicts[verdict]:
-            print(f"  {verdict}: {name}")
-    return 1 if missed or not chosen else 0
+        verdict, by = judge_unmutated(Path(root, "0"), chosen)
+        print(f"unmutated: {'passed' if verdict == 'SURVIVED' else by}", flush=True)
+        if verdict != "SURVIVED":
+            return 2
+        verdicts = run_all(chosen, root)
+    seconds = time.monotonic() - begin
+    print(f"\n{len(verdicts['caught'])} of {len(chosen)} caught in {seconds:.0f} s")
+    missed = [(kind, name) for kind in ("SURVIVED", "error") for name in verdicts[kind]]
+    for kind, name in missed:
+        print(f"  {kind}: {name}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

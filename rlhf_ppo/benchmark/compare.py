@@ -18,7 +18,7 @@ from rlhf_ppo.benchmark.models import AXES, LONGEST, SHAPES, Shape, make_assets
 from rlhf_ppo.benchmark.worker import EPOCHS, VARIANTS, make_config
 from rlhf_ppo.errors import UserError, raise_all
 from rlhf_ppo.resources import reward_shapes
-from rlhf_ppo.training.memory import Work, forecast
+from rlhf_ppo.training.memory import Work, forecast_ppo
 
 Row = dict[str, float]
 Result = dict[str, Any]
@@ -187,11 +187,11 @@ def alternate(workers: Mapping[str, Worker], steps: int) -> dict[str, Row]:
 
 
 def forecast_mb(folder: Path, shape: Shape, variant: str) -> float:
-    """The memory that a run would have been told of at its start."""
+    """The memory that a run would have been told of at its start, beside its imports."""
     config = make_config(folder, shape, variant)
     policy = AutoConfig.from_pretrained(folder / "policy")
     work = Work(shape.batch, LONGEST, "cpu", config.hardware.mixed_precision or "no")
-    return forecast(config, policy, reward_shapes(config, policy), work).peak / 2**20
+    return forecast_ppo(config, policy, reward_shapes(config, policy), work).needed / 2**20
 
 
 def update_gflop(shape: Shape, variant: str, row: Row) -> float:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_ppo.benchmark.worker import memory_mb
 from rlhf_ppo.console import quieten_libraries
-from rlhf_ppo.training.memory import LiveBytes
+from rlhf_ppo.training.live_bytes import LiveBytes
 
 LENGTH = 128  # tokens of a row
 MICRO_BATCHES = 2  # of a step

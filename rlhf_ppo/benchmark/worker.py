@@ -23,7 +23,7 @@ from rlhf_ppo.data.sampler import step_rows
 from rlhf_ppo.stamps import model_paths
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
-from rlhf_ppo.training.memory import LiveBytes
+from rlhf_ppo.training.live_bytes import LiveBytes
 from rlhf_ppo.training.ppo import HeldOut, PpoRun, ppo_step
 from rlhf_ppo.training.roles import build_roles, sampling_settings
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from rlhf_ppo.chat.models import ChatModel, Settings
 from rlhf_ppo.data.template import Message, Text, encode_prompt
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.rollout.noise import derive_seed
+from rlhf_ppo.models.limits import limits_of
+from rlhf_ppo.rollout.noise import generator
 
 Tell = Callable[[str], None]
 
@@ -26,6 +27,13 @@ class Conversation:
         """Begin with nothing said."""
         self.model = model
         self.history: list[Message] = []
+
+    def asked(self, system: str | None) -> Text:
+        """What the last answer answered: all messages before it, or the words alone."""
+        if not self.model.chats:
+            return self.history[-2]["content"]
+        first: list[Message] = [{"role": "system", "content": system}] if system else []
+        return [*first, *self.history[:-1]]
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -46,14 +54,17 @@ class Conversation:
         Raises:
             UserError: no room for an answer, or a template that refuses the messages.
         """
+        if not settings.history:
+            self.reset()
         ids = self._encode(said, settings.system)
         streamer = Pieces(self.model.tokenizer, tell)
         turn = len(self.history) // 2
-        # The same noise for every model, and other noise for each turn.
-        torch.manual_seed(derive_seed(settings.seed, "chat", turn))
-        sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
+        sampling: dict[str, Any] = {"do_sample": False}
         if settings.temperature > 0:
-            sampling["temperature"] = settings.temperature
+            # The same noise for every model, and other noise for each turn and question.
+            noise = generator(settings.seed, "chat", turn, said)
+            drawn = LogitsProcessorList([Drawn(noise, settings.temperature)])
+            sampling["logits_processor"] = drawn
         inputs = torch.tensor([ids], device=self.model.lm.device)
         try:
             self.model.lm.generate(
@@ -76,7 +87,15 @@ class Conversation:
         if self.model.chats:
             first: list[Message] = [{"role": "system", "content": system}] if system else []
             text = [*first, *self.history, {"role": "user", "content": said}]
-        return encode_prompt(self.model.tokenizer, text)
+        ids = encode_prompt(self.model.tokenizer, text, typed=True)
+        unknown = limits_of(self.model.lm.config, self.model.name).unknown(ids)
+        if unknown is not None:
+            token = self.model.tokenizer.convert_ids_to_tokens(unknown)
+            raise UserError(
+                f"{self.model.name} has no embedding for the token {token!r}: its tokenizer is "
+                "larger than the model. Leave that out, or resize the model."
+            )
+        return ids
 
     def _room(self, used: int, wanted: int) -> int:
         positions = self.model.positions
@@ -92,6 +111,28 @@ class Conversation:
             {"role": "user", "content": said},
             {"role": "assistant", "content": answer},
         ]
+
+
+class Drawn(LogitsProcessor):
+    """Leaves one token of each step: drawn at a temperature from the noise of a generator.
+
+    `generate` draws from the one generator of the process, so that two models which answer at the
+    same time would disturb one another's noise.
+    """
+
+    def __init__(self, noise: torch.Generator, temperature: float) -> None:
+        self.noise, self.temperature = noise, temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (1, C): 0 for the drawn token, minus infinity for all others."""
+        probabilities = torch.softmax(scores.double() / self.temperature, dim=-1)
+        reached = probabilities.cumsum(dim=-1)
+        at = torch.rand(1, generator=self.noise, dtype=torch.float64).to(scores.device)
+        drawn = torch.searchsorted(reached, (at * reached[:, -1:]), right=True)
+        # Rounding may leave the last step of the sum to a token of probability 0.
+        last = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+        found = torch.full_like(scores, float("-inf"))
+        return found.scatter_(1, torch.minimum(drawn, last), 0.0)
 
 
 class Pieces(BaseStreamer):

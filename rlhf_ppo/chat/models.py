@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf_ppo.command_line import read_config, validate
+from rlhf_ppo.command_line import validate
+from rlhf_ppo.config.reading import read_config
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer, stop_token_ids
 from rlhf_ppo.stamps import FOLDERS
 
@@ -24,6 +26,7 @@ class Settings:
     seed: int = 1
     system: str | None = None  # put before the conversation
     max_new_tokens: int = MAX_NEW_TOKENS
+    history: bool = True  # earlier turns stand before a question; False: each on its own
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Named:
     name: str
     path: str
     stop_tokens: tuple[str, ...] = ()
+    allow_unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,7 @@ class ChatModel:
     @property
     def positions(self) -> int | None:
         """Longest sequence it knows (tokens); None: it does not say."""
-        found: int | None = getattr(
-            self.lm.config.get_text_config(), "max_position_embeddings", None
-        )
-        return found
+        return limits_of(self.lm.config, self.name).strict().positions
 
 
 def find_models(paths: Sequence[str]) -> tuple[list[Named], Settings]:
@@ -98,7 +99,7 @@ def load_model(named: Named, device: torch.device) -> ChatModel:
     """
     dtype = "float32" if device.type == "cpu" else "bfloat16"
     tokenizer = load_tokenizer(named.path, named.name)
-    lm: Any = load_causal_lm(named.path, dtype, named.name)
+    lm: Any = load_causal_lm(named.path, dtype, named.name, allow=named.allow_unmatched)
     lm.to(device).eval()
     stops = stop_token_ids(lm, tokenizer, named.stop_tokens)
     # What the folder sets (top-k, penalties, ...) is not what training sampled from.
@@ -124,7 +125,8 @@ def _models_of(folder: Path) -> tuple[list[Named], Settings]:
         system=config.data.system_prompt,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    models = [Named("reference", reference, stops), Named("policy", str(policy), stops)]
+    start = Named("reference", reference, stops, config.policy.allow_unmatched)
+    models = [start, Named("policy", str(policy), stops)]
     return models, settings
 
 

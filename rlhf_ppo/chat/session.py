@@ -6,9 +6,10 @@ from importlib.util import find_spec
 
 import torch
 
+from rlhf_ppo.chat.about import about_run
 from rlhf_ppo.chat.models import find_models, load_model
 from rlhf_ppo.chat.terminal import Chat, read_seed, read_temperature
-from rlhf_ppo.console import quieten_libraries
+from rlhf_ppo.console import activity, quieten_libraries, tick
 from rlhf_ppo.errors import UserError
 
 
@@ -48,10 +49,17 @@ def start(
         settings = replace(settings, max_new_tokens=max_new_tokens)
     quieten_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = [load_model(named, device) for named in found]
+    with activity("loading the models", len(found)):
+        models = []
+        for named in found:
+            models.append(load_model(named, device))
+            tick()
+    about = about_run(paths, device)
+    # What the policy has never seen, a second turn, is not what a person should judge it by.
+    settings = replace(settings, history=not about.single_turn)
     if web_port is None:
-        Chat(models, settings).talk()
+        Chat(models, settings, about).talk()
     else:
         from rlhf_ppo.chat.web import serve  # NiceGUI is an extra
 
-        serve(models, settings, web_port)
+        serve(models, settings, web_port, about)

@@ -3,22 +3,27 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_ppo.chat.about import SINGLE, SINGLE_WITH_HISTORY, AboutRun
 from rlhf_ppo.chat.conversation import Conversation
 from rlhf_ppo.chat.models import ChatModel, Settings
 from rlhf_ppo.console import console, say
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.streams import visible
 
+NOTHING = AboutRun()
 COLUMN = 36  # characters that a column needs to be readable
 HELP = """\
   /reset            forget the conversation
   /temperature X    0: the likeliest token each time
   /seed N           the same seed, the same answers
   /system TEXT      system prompt; without text: none
+  /history on|off   off: each question on its own
   /help             this
   /quit             end (also Ctrl-D)
 Ctrl-C breaks off an answer."""
@@ -27,14 +32,24 @@ Ctrl-C breaks off an answer."""
 class Chat:
     """The conversations with all models, and the settings they share."""
 
-    def __init__(self, models: Sequence[ChatModel], settings: Settings) -> None:
-        """Begin."""
+    def __init__(
+        self, models: Sequence[ChatModel], settings: Settings, about: AboutRun = NOTHING
+    ) -> None:
+        """Begin.
+
+        Args:
+            models: one column each.
+            settings: to begin with.
+            about: the run that the models come from.
+        """
         self.conversations = [Conversation(model) for model in models]
-        self.settings = settings
+        self.settings, self.about = settings, about
 
     def talk(self) -> None:
         """Until /quit or the end of input. Lines from a pipe are prompts, each on its own."""
         typed = sys.stdin.isatty()
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no text end no conversation
         if typed:
             import readline  # noqa: F401  # arrow keys and earlier lines in input()
 
@@ -63,6 +78,12 @@ class Chat:
             form = "" if model.chats else "; no chat template, so it goes on with each line alone"
             say(f"  {model.name}: {model.path}{form}")
         say(f"  {_shown(self.settings)}; /help lists the commands")
+        if self.about.single_turn:
+            say(f"  {SINGLE} /history on keeps the history.")
+        if self.about.examples:
+            say("  held-out prompts of the run, to begin with:")
+            for question in self.about.examples:
+                say(f"    {question}")
 
     def _obey(self, line: str) -> str:
         """Follow a command; returns what to say about it."""
@@ -79,6 +100,12 @@ class Chat:
                     self.settings = replace(self.settings, seed=read_seed(value))
                 case "/system":
                     self.settings = replace(self.settings, system=value or None)
+                case "/history":
+                    if value not in ("on", "off"):
+                        return f"/history {value}: say on or off."
+                    self.settings = replace(self.settings, history=value == "on")
+                    if self.settings.history and self.about.single_turn:
+                        return SINGLE_WITH_HISTORY
                 case "/help":
                     return HELP
                 case _:
@@ -134,7 +161,7 @@ class Chat:
         table = Table(expand=True, show_edge=False)
         for conversation in self.conversations:
             table.add_column(Text(conversation.model.name), ratio=1, overflow="fold")
-        table.add_row(*(Text(answer) for answer in answers))
+        table.add_row(*(Text(visible(answer)) for answer in answers))
         return table
 
 
@@ -165,11 +192,12 @@ def read_seed(text: str) -> int:
 
 
 def _print_piece(piece: str) -> None:
-    console.file.write(piece)
+    console.file.write(visible(piece))
     console.file.flush()
 
 
 def _shown(settings: Settings) -> str:
     drawn = f"temperature {settings.temperature:g}" if settings.temperature else "greedy"
     system = f"system prompt {settings.system!r}" if settings.system else "no system prompt"
-    return f"{drawn}, seed {settings.seed}, {system}"
+    alone = "" if settings.history else ", each question on its own"
+    return f"{drawn}, seed {settings.seed}, {system}{alone}"

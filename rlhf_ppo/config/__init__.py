@@ -6,7 +6,7 @@ each field is its documentation: `--help`, error messages and the docs are made 
 
 from pydantic import model_validator
 
-from rlhf_ppo.config.base import CountOrZero, Settings
+from rlhf_ppo.config.base import Place, Seed, Settings
 from rlhf_ppo.config.evaluation import EvaluationConfig, JudgeConfig
 from rlhf_ppo.config.method import AdvantageConfig, KlConfig, PpoConfig, PtxConfig, RolloutConfig
 from rlhf_ppo.config.models import LoraConfig, PolicyConfig, ScratchConfig, ValueConfig
@@ -17,6 +17,7 @@ from rlhf_ppo.config.rewards import (
     Leaf,
     ModelSource,
     RewardConfig,
+    correctness_source,
     leaves,
     trained_source,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Settings",
     "SupervisedConfig",
     "ValueConfig",
+    "correctness_source",
     "leaves",
     "trained_source",
 ]
@@ -65,9 +67,9 @@ __all__ = [
 class Config(Settings):
     """All settings of one run: supervised model, reward model, PPO, evaluation."""
 
-    seed: CountOrZero = 1
+    seed: Seed = 1
     """Source of all randomness; the same seed and settings give the same run."""
-    output_dir: str
+    output_dir: Place
     """Folder that the run writes to; must be new or empty unless `resume` is set."""
     resume: bool = False
     """Go on with the run in `output_dir`: finished stages are kept, PPO continues."""

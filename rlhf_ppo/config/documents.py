@@ -3,12 +3,12 @@
 import json
 import re
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rlhf_ppo.command_line import section_of
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import section_of
 from rlhf_ppo.config.rewards import KINDS
 
 Json = dict[str, Any]
@@ -28,11 +28,27 @@ def json_schema() -> Json:
     }
     extends = {"type": "string", "description": "A YAML file, below whose settings these are put."}
     schema["properties"] = {"extends": extends} | schema["properties"]
-    # YAML 1.1 reads a bare `no` as false, and so do we.
+    # An editor that reads YAML 1.1 takes a bare `no` for false.
     schema["$defs"]["HardwareConfig"]["properties"]["mixed_precision"]["anyOf"].append(
         {"const": False}
     )
+    for part in (schema, *schema["$defs"].values()):
+        properties = part.get("properties", {})
+        for name, setting in properties.items():
+            if name != "kind":
+                properties[name] = _or_null(setting)
     return schema
+
+
+def _or_null(setting: Json) -> Json:
+    """A setting's schema with `null`, which gives any setting its default back."""
+    about = {key: setting[key] for key in ("title", "description", "default") if key in setting}
+    rest = {key: value for key, value in setting.items() if key not in about}
+    options = rest.pop("anyOf", [])
+    if {"type": "null"} in options:
+        return setting
+    null = {"type": "null"}
+    return about | {"anyOf": [*options, null] if options and not rest else [setting, null]}
 
 
 def schema_text() -> str:
@@ -100,12 +116,15 @@ def shown(default: Any) -> str:
 
 def _takes(annotation: Any) -> str:
     """A type in words."""
-    plain = getattr(annotation, "__origin__", annotation)  # Annotated: the type behind it
+    plain = annotation
+    if get_origin(annotation) is Annotated:  # the type behind it
+        plain = annotation = annotation.__origin__
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_takes(option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if plain in (tuple, dict) or get_origin(plain) is tuple:
+    plain = get_origin(plain) or plain
+    if plain in (tuple, dict):
         return "mapping" if plain is dict else "list"
     words = {int: "whole number", float: "number", str: "text", bool: "true, false"}
     return "null" if plain is type(None) else words[plain]

@@ -1,10 +1,8 @@
 """What is asked on held-out prompts: which models, how often, by whom they are judged."""
 
-from typing import Annotated
-
 from pydantic import Field, field_validator
 
-from rlhf_ppo.config.base import BelowOne, Count, CountOrZero, Positive, Settings
+from rlhf_ppo.config.base import BelowOne, Count, CountOrZero, Place, Positive, Settings, Url
 from rlhf_ppo.config.rewards import Name
 
 PLACES = ("{prompt}", "{answer_a}", "{answer_b}")  # what a judge's template must hold
@@ -13,7 +11,7 @@ PLACES = ("{prompt}", "{answer_a}", "{answer_b}")  # what a judge's template mus
 class JudgeConfig(Settings):
     """A language model that compares answers, behind any OpenAI-compatible chat endpoint."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/]")]
+    url: Url
     """Base address, as in http://localhost:8000/v1; `/chat/completions` below it is asked."""
     model: str
     """Its name there."""
@@ -52,12 +50,14 @@ class EvaluationConfig(Settings):
     """PPO steps between evaluations during training; 0: only at the end."""
     prompts_during_training: Count = 64
     """Held-out prompts of an evaluation during training; the last one takes all."""
-    gold: str | None = None
+    gold: Place | None = None
     """Scorer that training never sees, as "folder/file.py:function" or "module:function"."""
-    policy: str | None = None
+    policy: Place | None = None
     """Folder or hub id of the model to evaluate; null: the policy that the run has made."""
-    models: dict[Name, str] = Field(default={})
+    models: dict[Name, Place] = Field(default={})
     """Other models to compare with the reference, by name: folders or hub ids."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files of `models` and `policy` may differ (docs/models.md)."""
     greedy: bool = True
     """Evaluate the most probable responses (temperature 0) too, not only sampled ones."""
     best_of: CountOrZero = 16

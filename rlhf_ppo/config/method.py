@@ -4,6 +4,7 @@ from typing import Literal
 
 from rlhf_ppo.config.base import (
     AboveOne,
+    BelowOne,
     Count,
     CountOrZero,
     Fraction,
@@ -115,7 +116,7 @@ class PpoConfig(Settings):
     """All tokens alike, all responses alike, or each token over `rollout.max_new_tokens`."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm; null: never."""
-    adam_beta2: Fraction = 0.999
+    adam_beta2: BelowOne = 0.999
     """Decay of AdamW's second moment."""
     adam_epsilon: Positive = 1e-5
     """Added to AdamW's denominator."""
@@ -133,4 +134,4 @@ class PtxConfig(Settings):
     batch_size: Count = 32
     """Rows in each optimizer step, over all processes."""
     max_tokens: Count = 1024
-    """Longer rows are dropped, counted and reported; never cut (tokens)."""
+    """Longer rows are dropped, refused or cut, see `data.long_rows` (tokens)."""

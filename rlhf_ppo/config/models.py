@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from rlhf_ppo.config.base import Count, Positive, PositiveOrZero, Settings
+from rlhf_ppo.config.base import Count, Place, Positive, PositiveOrZero, Settings
 
 
 class ScratchConfig(Settings):
@@ -27,10 +27,12 @@ class ScratchConfig(Settings):
 class PolicyConfig(Settings):
     """The model that is tuned."""
 
-    path: str | None = None
+    path: Place | None = None
     """Folder or hub id of a causal language model, or folder of an adapter; empty: `scratch`."""
     scratch: ScratchConfig | None = None
     """Shape of a model made from nothing, when `path` is empty."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files and model may differ, as ["v_head.*"] (docs/models.md)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in memory. Keep float32 for full fine-tuning: it holds small updates."""
     quantization: Literal["4bit"] | None = None

@@ -10,9 +10,11 @@ from rlhf_ppo.config.base import (
     Count,
     CountOrZero,
     Number,
+    Place,
     Positive,
     PositiveOrZero,
     Settings,
+    Url,
 )
 
 
@@ -46,8 +48,10 @@ class ModelSource(_Source):
     """A sequence-classification model."""
     name: Name = "reward_model"
     """What metrics and messages call it."""
-    path: str | None = None
+    path: Place | None = None
     """Folder or hub id; null: the one that this run trains from `data.preferences`."""
+    allow_unmatched: tuple[str, ...] = ()
+    """Patterns of weights in which files and model may differ, as ["v_head.*"] (docs/models.md)."""
     label: str | int | None = None
     """Which output is the score, by name or number from 0, before any softmax; null: the one."""
     max_tokens: Count = 2048
@@ -65,10 +69,12 @@ class FunctionSource(_Source):
     """A Python function."""
     name: Name = "function"
     """What metrics and messages call it."""
-    path: str
+    path: Place
     """Where it is: "folder/file.py:function" or "module:function"."""
     timeout: Positive | None = None
     """A call without an answer for so long gives no scores (seconds); null: wait for ever."""
+    correctness: bool = False
+    """Its scores are 1 (right) and 0 (wrong): evaluation counts solved prompts, and pass@k."""
 
 
 class HttpSource(_Source):
@@ -78,7 +84,7 @@ class HttpSource(_Source):
     """A service."""
     name: Name = "http"
     """What metrics and messages call it."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/]")]
+    url: Url
     """Where it is asked, by POST."""
     timeout: Positive = 30.0
     """A request without an answer for so long has failed (seconds)."""
@@ -86,6 +92,8 @@ class HttpSource(_Source):
     """Further tries of a failed request, after 1, 2, 4, ... and at most 30 seconds."""
     batch_size: Count = 64
     """Most responses in one request."""
+    correctness: bool = False
+    """Its scores are 1 (right) and 0 (wrong): evaluation counts solved prompts, and pass@k."""
 
 
 Leaf = ModelSource | FunctionSource | HttpSource
@@ -155,4 +163,12 @@ def trained_source(reward: RewardConfig) -> ModelSource | None:
     for _, leaf in leaves(reward.sources):
         if isinstance(leaf, ModelSource) and leaf.path is None:
             return leaf
+    return None
+
+
+def correctness_source(reward: RewardConfig) -> str | None:
+    """Name of the source whose scores say right or wrong, if one is declared to."""
+    for source in reward.sources:
+        if isinstance(source, FunctionSource | HttpSource) and source.correctness:
+            return source.name
     return None

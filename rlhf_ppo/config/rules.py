@@ -1,12 +1,14 @@
 """Settings that are right alone and wrong together, or that would change nothing.
 
-Each message names the settings with their values, and the remedy.
+Each message names the settings with their values, and a remedy that can be followed in the file, in
+a file that extends it and on the command line alike: `null` gives a setting its default back.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rlhf_ppo.config.rewards import EnsembleSource, ModelSource, leaves, trained_source
+from rlhf_ppo.errors import shown
 
 if TYPE_CHECKING:
     from rlhf_ppo.config import Config
@@ -20,6 +22,7 @@ def contradictions(config: "Config") -> Iterator[str]:
     yield from _of_reward(config)
     yield from _of_sources(config)
     yield from _of_models(config)
+    yield from _of_weights(config)
     yield from _of_adapters(config)
     yield from _of_memory(config)
     yield from _of_advantage(config)
@@ -43,17 +46,48 @@ def contradictions(config: "Config") -> Iterator[str]:
 def _of_data(config: "Config") -> Iterator[str]:
     data = config.data
     if data.system_prompt is not None and not data.system_prompt.strip():
-        yield f"data.system_prompt = {data.system_prompt!r} is empty; remove it"
+        yield f"data.system_prompt = {shown(data.system_prompt)} is empty; set it to null"
     for ours, theirs in data.columns.items():
+        name = f"data.columns.{shown(ours)[1:-1]} = {shown(theirs)}"
         if ours == theirs:
-            yield f"data.columns.{ours} = {theirs!r} changes nothing; remove it"
+            yield f"{name} changes nothing; leave it out of data.columns"
         elif not ours.strip() or not theirs.strip():
-            yield f"data.columns: {ours!r}: {theirs!r} has an empty name; give both, or remove it"
+            yield f"{name} has an empty name; give both, or leave it out of data.columns"
         elif [*data.columns.values()].count(theirs) > 1:
             yield (
-                f"data.columns.{ours} = {theirs!r}: a column can have one name only, and another "
-                "has it too; remove one of the two"
+                f"{name}: a column can have one name only, and another has it too; leave one of "
+                "the two out of data.columns"
             )
+    yield from _of_heldout(config)
+    shown_text = data.demonstrations or (config.ptx is not None and config.ptx.data)
+    if data.chosen_as_demonstrations and not shown_text:
+        yield (
+            "data.chosen_as_demonstrations = true has no effect without data.demonstrations; name "
+            "the preferences there as well, or set it to null"
+        )
+
+
+def _of_heldout(config: "Config") -> Iterator[str]:
+    data = config.data
+    if data.heldout is None:
+        return
+    for name in ("heldout_prompts", "heldout_preferences"):
+        source = getattr(data, name)
+        if source is not None:
+            yield (
+                f"data.heldout = {data.heldout} with data.{name} = {shown(source)}: two rules for "
+                "the same rows; set one of the two to null"
+            )
+    if data.prompts is None and data.preferences is None:
+        yield (
+            f"data.heldout = {data.heldout}: there is nothing to cut it from; give data.prompts or "
+            "data.preferences, or set it to null"
+        )
+    if data.overlap == "drop":
+        yield (
+            f"data.overlap = drop has no effect with data.heldout = {data.heldout}, which leaves "
+            "no overlap; set it to null"
+        )
 
 
 def _of_reward(config: "Config") -> Iterator[str]:
@@ -62,17 +96,17 @@ def _of_reward(config: "Config") -> Iterator[str]:
         yield (
             f"reward.missing_stop_penalty = {reward.missing_stop_penalty} and "
             f"reward.missing_stop_score = {reward.missing_stop_score}: two rules for the same "
-            "responses; set one of them"
+            "responses; set one of them to null"
         )
     if reward.length_free_tokens and not reward.length_penalty:
         yield (
             f"reward.length_free_tokens = {reward.length_free_tokens} has no effect with "
-            "reward.length_penalty = 0; set that too, or remove it"
+            "reward.length_penalty = 0; set that too, or set it to null"
         )
     if reward.normalization_from == "running" and reward.normalization == "none":
         yield (
             "reward.normalization_from = running has no effect with reward.normalization = none; "
-            "set that to center, scale or standardize"
+            "set that to center, scale or standardize, or set this to null"
         )
 
 
@@ -86,28 +120,45 @@ def _of_sources(config: "Config") -> Iterator[str]:
     for place, group in groups:
         names = [source.name for source in group]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"{place}: {names.count(name)} are called {name!r}; give each its own name"
+            yield f"{place}: {names.count(name)} are called {shown(name)}; give each its own name"
+    correct = [name for name, leaf in leaves(sources) if getattr(leaf, "correctness", False)]
+    if len(correct) > 1:
+        yield (
+            f"reward.sources: correctness is true for {' and '.join(correct)}; a response is right "
+            "or wrong by one of them: leave it at that one"
+        )
     if all(source.weight == 0 for source in sources):
         yield "reward.sources: every weight is 0, so nothing is rewarded; give one a weight"
     for source in sources:
         place = f"reward.sources[{source.name}]"
         if source.weight == 0 and source.normalization != "none":
-            yield f"{place}.normalization has no effect with weight = 0; remove it"
+            yield f"{place}.normalization has no effect with weight = 0; leave it out there"
         if not isinstance(source, EnsembleSource):
             continue
         for member in source.members:
             if member.weight != 1:
                 yield (
                     f"{place}.members[{member.name}].weight = {member.weight} has no effect in an "
-                    "ensemble; remove it, or make the member a source of its own"
+                    "ensemble; leave it out there, or make the member a source of its own"
+                )
+            if getattr(member, "correctness", False):
+                yield (
+                    f"{place}.members[{member.name}].correctness = true has no effect in an "
+                    "ensemble, which makes one number of its members; make it a source of its own"
                 )
         if source.combine == "lower" and source.k is None:
             yield f"{place}.k: missing; combine = lower needs it (standard deviations)"
         if source.combine != "lower" and source.k is not None:
-            yield f"{place}.k = {source.k} has no effect with combine = {source.combine}; remove it"
+            with_combine = f"with combine = {source.combine}"
+            yield f"{place}.k = {source.k} has no effect {with_combine}; set it to null"
 
 
 def _of_models(config: "Config") -> Iterator[str]:
+    if config.policy.path is not None and config.policy.scratch is not None:
+        yield (
+            f"policy.scratch has no effect with policy.path = {shown(config.policy.path)}, which "
+            "is a model already; set one of the two to null"
+        )
     models = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
     if sum(model.path is None for model in models) > 1:
         yield (
@@ -124,6 +175,31 @@ def _of_models(config: "Config") -> Iterator[str]:
             f"value.model = reward with {len(models)} reward sources of kind model: it must be "
             "clear which one to start from; use one, or set value.model to shared or policy"
         )
+
+
+def _of_weights(config: "Config") -> Iterator[str]:
+    if config.policy.dtype == "float16" and config.lora is None:
+        yield (
+            "policy.dtype = float16 without lora: the squares of small gradients are 0 in float16, "
+            "so Adam would divide by almost nothing and take steps far too large; set it to "
+            "float32 (with hardware.mixed_precision: fp16 for speed), or add a lora section"
+        )
+    patterns = {"policy": (config.policy.allow_unmatched, "path", config.policy.path)}
+    if config.reward_model is not None:
+        made = config.reward_model
+        patterns["reward_model"] = (made.allow_unmatched, "init_from", made.init_from)
+    for name, leaf in leaves(config.reward.sources):
+        if isinstance(leaf, ModelSource):
+            patterns[f"reward.sources[{name}]"] = (leaf.allow_unmatched, "path", leaf.path)
+    evaluation = config.evaluation
+    others = evaluation.policy or next(iter(evaluation.models.values()), None)
+    patterns["evaluation"] = (evaluation.allow_unmatched, "policy or evaluation.models", others)
+    for section, (allowed, place, path) in patterns.items():
+        if allowed and path is None:
+            yield (
+                f"{section}.allow_unmatched has no effect without {section}.{place}: no model is "
+                "loaded from files of that setting; set it to []"
+            )
 
 
 def _of_adapters(config: "Config") -> Iterator[str]:
@@ -166,7 +242,7 @@ def _of_memory(config: "Config") -> Iterator[str]:
         if config.sft is not None:
             yield (
                 f"{what} with an sft section, whose result is merged; make the supervised model in "
-                "a run of its own and give it as policy.path"
+                "a run of its own, give it as policy.path and set sft to null"
             )
         if config.value.model == "policy":
             yield (
@@ -183,7 +259,7 @@ def _of_memory(config: "Config") -> Iterator[str]:
 
 def _of_advantage(config: "Config") -> Iterator[str]:
     advantage, kind = config.advantage, config.advantage.kind
-    remedy = f"has no effect with advantage.kind = {kind}; remove it"
+    remedy = f"has no effect with advantage.kind = {kind}; set it to null"
     for name in ("value_lam", "length_alpha"):
         value = getattr(advantage, name)
         if value is not None and kind != "gae":
@@ -227,8 +303,8 @@ def _of_update(config: "Config") -> Iterator[str]:
         value = getattr(ppo, name)
         if value is not None and ppo.objective != needed:
             yield (
-                f"ppo.{name} = {value} has no effect with ppo.objective = {ppo.objective}; remove "
-                f"it, or set ppo.objective to {needed}"
+                f"ppo.{name} = {value} has no effect with ppo.objective = {ppo.objective}; set it "
+                f"to null, or set ppo.objective to {needed}"
             )
     if ppo.objective == "policy_gradient" and ppo.epochs * ppo.minibatches > 1:
         yield (
@@ -254,8 +330,8 @@ def _of_guard(config: "Config") -> Iterator[str]:
         value = getattr(guard, name)
         if guard.action != "rollback" and value != type(guard).model_fields[name].default:
             yield (
-                f"guard.{name} = {value} has no effect with guard.action = {guard.action}; remove "
-                "it, or set guard.action to rollback"
+                f"guard.{name} = {value} has no effect with guard.action = {guard.action}; set "
+                "it to null, or set guard.action to rollback"
             )
     if guard.max_kl is not None and kl.controller != "fixed" and guard.max_kl <= kl.target:
         yield (
@@ -280,5 +356,5 @@ def _of_evaluation(config: "Config") -> Iterator[str]:
     if evaluation.best_of == 0 and most != type(evaluation).model_fields["best_of_prompts"].default:
         yield (
             f"evaluation.best_of_prompts = {most} has no effect with evaluation.best_of = 0; "
-            "remove it, or set evaluation.best_of to 2 or more"
+            "set it to null, or set evaluation.best_of to 2 or more"
         )

@@ -4,7 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from rlhf_ppo.config.base import Count, CountOrZero, Positive, Settings, Share
+from rlhf_ppo.config.base import (
+    Count,
+    CountOrShare,
+    CountOrZero,
+    Positive,
+    Settings,
+    Share,
+    Threads,
+)
 
 SOURCES = ("prompts", "heldout_prompts", "demonstrations", "preferences", "heldout_preferences")
 
@@ -14,7 +22,7 @@ class DataConfig(Settings):
 
     Each source is a .jsonl, .json, .csv or .parquet file, a folder written by `datasets`, or a hub
     id: "owner/name", "owner/name:split" or "owner/name:config:split"; the split is "train" when
-    left out. See docs/data.md for the rows.
+    left out. A slice may follow: "pairs.jsonl.gz[:1000]". See docs/data.md for the rows.
     """
 
     prompts: str | None = None
@@ -27,6 +35,10 @@ class DataConfig(Settings):
     """For the reward model: rows with `chosen` and `rejected`, and `prompt` unless they hold it."""
     heldout_preferences: str | None = None
     """Pairs that test the reward model; a column `kind` splits its accuracy by kind of error."""
+    heldout: CountOrShare | None = None
+    """Cut held-out prompts and pairs from `prompts` and `preferences`: so many, or this share."""
+    chosen_as_demonstrations: bool = False
+    """Let `demonstrations` hold preferences too, whose chosen side is the one to imitate."""
     columns: dict[str, str] = Field(default={})
     """Our column name: theirs, as in {prompt: question}; for each source that has that column."""
     system_prompt: str | None = None
@@ -34,11 +46,11 @@ class DataConfig(Settings):
     to_chat: Literal["transcripts", "always", "never"] = "transcripts"
     """Which plain strings become chat messages: HH-RLHF transcripts, all strings, or none."""
     max_prompt_tokens: Count = 1024
-    """Longer prompts are dropped or refused (`long_rows`), never cut (tokens)."""
+    """Longer prompts are dropped, refused or cut, see `long_rows` (tokens)."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
     """Rows that are broken, empty or lack a column: stop the run, or drop and report them."""
-    long_rows: Literal["drop", "refuse"] = "drop"
-    """Rows longer than `max_prompt_tokens` or a stage's `max_tokens`: drop and report, or stop."""
+    long_rows: Literal["drop", "refuse", "truncate"] = "drop"
+    """Rows longer than `max_prompt_tokens`, a stage's `max_tokens` or the positions of a model."""
     duplicates: Literal["keep", "drop", "refuse"] = "keep"
     """Repeated rows are always reported; kept ones count as often as they stand in the data."""
     overlap: Literal["refuse", "drop"] = "refuse"
@@ -84,7 +96,7 @@ class LoggingConfig(Settings):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that Accelerate knows by name: tensorboard, wandb, trackio, ..."""
     project: str = "rlhf_ppo"
-    """Project name handed to the trackers."""
+    """Project in the trackers that have projects; the run is named after `output_dir`."""
     sample_every: CountOrZero = 20
     """PPO steps between samples printed in the terminal; 0: none."""
 
@@ -96,8 +108,8 @@ class HardwareConfig(Settings):
     """Autocast of forward passes; null: what `accelerate launch` was told."""
     offload: bool = False
     """Keep reference and reward models in the CPU's memory while they are not asked (GPU only)."""
-    cpu_threads: CountOrZero = 0
-    """Threads of one process on a CPU; 0: the machine's cores divided by its processes."""
+    cpu_threads: Threads = 0
+    """Threads of one process on a CPU; 0: `OMP_NUM_THREADS`, else cores divided by processes."""
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

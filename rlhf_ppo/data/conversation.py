@@ -10,10 +10,12 @@ from typing import Any
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.template import Message, Text
+from rlhf_ppo.errors import shown
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 LAST_TURN = "\n\nAssistant:"
+OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 
 
 class BadRow(Exception):  # noqa: N818  # not an error of ours: it is caught and counted
@@ -43,24 +45,23 @@ def read_text(value: Any, name: str, rules: DataConfig) -> Text:
     if value is None:
         raise BadRow(f"{name} is null")
     if isinstance(value, str):
-        _check_characters(value, name)
         if not value.strip():
             raise BadRow(f"{name} is empty")
         if value.lstrip().startswith("[{") and re.search(r"""["']content["']\s*:""", value):
             raise BadRow(
                 f"{name} is the text of a list of messages, not a list (store it as a list, or as "
                 "JSON in a CSV cell)",
-                repr(value[:60]),
+                shown(value, 60),
             )
         chat = rules.to_chat != "never" and is_transcript(value)
         return transcript_messages(value, name) if chat else value
     if not isinstance(value, list):
-        raise BadRow(f"{name} must be a string or a list of chat messages", f"not {value!r}")
+        raise BadRow(f"{name} must be a string or a list of chat messages", f"not {shown(value)}")
     if not value:
         raise BadRow(f"{name} is an empty list")
     messages = [_message(item, name) for item in value]
     if not messages[-1]["content"].strip():
-        raise BadRow(f"{name} is empty in its last message", repr(messages[-1]))
+        raise BadRow(f"{name} is empty in its last message", shown(messages[-1]))
     return messages
 
 
@@ -88,6 +89,18 @@ def transcript_messages(text: str, name: str) -> list[Message]:
         if side == following:
             raise BadRow(f"{name} is a transcript in which one side has two turns in a row", side)
     return [{"role": ROLES[side], "content": words} for side, words in turns]
+
+
+def check_answers(values: dict[str, Any]) -> None:
+    """Both sides of a preference hold an answer; some transcripts of HH-RLHF end before it.
+
+    Raises:
+        BadRow: one of them is a transcript with nothing after its last "Assistant:".
+    """
+    for name in ("chosen", "rejected"):
+        value = values.get(name)
+        if isinstance(value, str) and is_transcript(value) and OPEN_TURN.search(value):
+            raise BadRow(f"the answer of {name} is empty", "nothing after its last 'Assistant:'")
 
 
 def ends_with_answer(text: Text) -> bool:
@@ -161,7 +174,7 @@ def to_form(prompt: Text, completions: Sequence[Text], rules: DataConfig) -> lis
             raise BadRow(
                 "a plain string takes no system prompt (data.system_prompt): set data.to_chat = "
                 "always",
-                repr(prompt[:60]),
+                shown(prompt, 60),
             )
         return [prompt, *completions]
     if rules.system_prompt is not None and prompt[0]["role"] not in ("system", "developer"):
@@ -191,21 +204,26 @@ def canonical(text: Text) -> tuple[tuple[str, str], ...]:
 def _message(item: Any, name: str) -> Message:
     if not isinstance(item, dict) or not isinstance(item.get("role"), str):
         raise BadRow(
-            f"{name} needs messages like {{'role': 'user', 'content': ...}}", f"not {item!r}"
+            f"{name} needs messages like {{'role': 'user', 'content': ...}}", f"not {shown(item)}"
         )
-    if not isinstance(item.get("content"), str):
-        raise BadRow(f"{name} has a message whose content is not text", repr(item))
-    _check_characters(item["content"], name)
-    return {key: value for key, value in item.items() if value is not None}
+    content = item.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, name) for part in content)
+    if not isinstance(content, str):
+        raise BadRow(f"{name} has a message whose content is not text", shown(item))
+    found = {key: value for key, value in item.items() if value is not None}
+    return found | {"content": content}
 
 
-def _check_characters(text: str, name: str) -> None:
-    """JSON can hold half of a character outside the basic plane; no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise BadRow(f"{name} holds half of a character", f"{half!r} at {error.start}") from error
+def _part(part: Any, name: str) -> str:
+    """The text of one part of a message's content, as OpenAI's chat format has them."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        return str(part["text"])
+    what = f"of type {kind}" if isinstance(kind, str) and len(kind) < 40 else "that is not text"
+    raise BadRow(f"{name} has content with a part {what}; only text can be used", shown(part))
 
 
 def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:

@@ -1,7 +1,8 @@
 """Demonstrations and preference pairs, in TRL's formats and HH-RLHF's."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,16 +10,19 @@ from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import (
     BadRow,
     canonical,
+    check_answers,
     is_transcript,
     read_text,
     split_answer,
     split_pair,
     to_form,
 )
+from rlhf_ppo.data.encoding import encode_answer
 from rlhf_ppo.data.loading import Row
 from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.data.sources import load, missing_column
-from rlhf_ppo.data.template import Text, encode_conversation, encode_prompt
+from rlhf_ppo.data.template import Text
+from rlhf_ppo.errors import shown
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ def read_demonstrations(
 ) -> list[Demonstration]:
     """Rows with `messages` (the last is the completion), `prompt` and `completion`, or `text`.
 
-    A plain `text` is a completion of nothing.
+    A plain `text` is a completion of nothing. Of a preference the chosen side is taken, if
+    `data.chosen_as_demonstrations` is set.
 
     Raises:
         UserError: missing source, no rows, or rows that are to be refused, each named.
@@ -74,7 +79,11 @@ def read_demonstrations(
 
     def parse(number: int, row: Row) -> Demonstration:
         values = row.values
-        if "messages" in values:
+        if values.get("label") is False:
+            raise BadRow("its answer is labelled as bad (`label` is false), so nothing to imitate")
+        if rules.chosen_as_demonstrations and "chosen" in values:
+            prompt, completion = _chosen_side(values, rules)
+        elif "messages" in values:
             text = read_text(values["messages"], "messages", rules)
             prompt, completion = split_answer(text, "messages")
         elif "prompt" in values and "completion" in values:
@@ -83,8 +92,13 @@ def read_demonstrations(
         elif "text" in values:
             text = values["text"]
             if not isinstance(text, str) or not text.strip():
-                raise BadRow(f"text must be a string that is not empty, not {text!r}")
+                raise BadRow("text must be a string that is not empty", f"not {shown(text)}")
             return Demonstration(row.where, "", text)
+        elif "chosen" in values:
+            raise BadRow(
+                "is a preference; to imitate its chosen side set data.chosen_as_demonstrations = "
+                "true"
+            )
         else:
             lacking = [name for name in ("prompt", "completion") if name not in values]
             raise missing_column(row, rules, *lacking)
@@ -105,8 +119,14 @@ def read_preferences(
 
     def parse(number: int, row: Row) -> Preference:
         lacking = [name for name in ("chosen", "rejected") if name not in row.values]
+        if lacking and "label" in row.values:
+            raise BadRow(
+                "is one answer with a `label`, not a pair; a reward model needs `chosen` and "
+                "`rejected` answers to the same prompt"
+            )
         if lacking:
             raise missing_column(row, rules, *lacking)
+        check_answers(row.values)
         chosen = read_text(row.values["chosen"], "chosen", rules)
         rejected = read_text(row.values["rejected"], "rejected", rules)
         if isinstance(chosen, str) != isinstance(rejected, str):
@@ -118,7 +138,8 @@ def read_preferences(
         else:
             prompt, chosen, rejected = split_pair(chosen, rejected)
         prompt, chosen, rejected = to_form(prompt, [chosen, rejected], rules)
-        kind = str(row.values.get("kind", "all"))
+        kind = row.values.get("kind")
+        kind = "all" if kind is None else str(kind)
         return Preference(row.where, prompt, chosen, rejected, kind)
 
     return load(source, setting, rules, report, parse)
@@ -128,18 +149,20 @@ def encode_demonstration(
     tokenizer: PreTrainedTokenizerBase, item: Demonstration
 ) -> tuple[list[int], int]:
     """Token ids of prompt and completion, stop token included, and where the completion begins."""
-    whole = encode_conversation(tokenizer, item.prompt, item.completion)
-    return whole, _shared_prefix(encode_prompt(tokenizer, item.prompt), whole)
+    found = encode_answer(tokenizer, item.prompt, item.completion)
+    return found.ids, found.start
 
 
-def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that both begin with; a tokenizer may merge across the end of the prompt."""
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
+def _chosen_side(values: dict[str, Any], rules: DataConfig) -> tuple[Text, Text]:
+    """Prompt and answer of the better side of a preference, which may hold both."""
+    check_answers(values)
+    chosen = read_text(values["chosen"], "chosen", rules)
+    if "prompt" in values and not _whole(chosen):
+        return read_text(values["prompt"], "prompt", rules), chosen
+    if isinstance(chosen, str) and not is_transcript(chosen) and "rejected" in values:
+        prompt, better, _ = split_pair(chosen, read_text(values["rejected"], "rejected", rules))
+        return prompt, better
+    return split_answer(chosen, "chosen")
 
 
 def _whole(completion: Text) -> bool:

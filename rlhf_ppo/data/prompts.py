@@ -11,6 +11,7 @@ from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import (
     BadRow,
     canonical,
+    check_answers,
     ends_with_answer,
     is_transcript,
     read_text,
@@ -22,7 +23,8 @@ from rlhf_ppo.data.loading import Row
 from rlhf_ppo.data.report import DataReport, TooLong, raise_problems
 from rlhf_ppo.data.sources import load, missing_column
 from rlhf_ppo.data.template import Text, as_text, check_template, encode_prompt
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
+from rlhf_ppo.models.limits import limits_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def check_room(
     Raises:
         UserError: a response to the longest prompt would run past the last position.
     """
-    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    positions = limits_of(model, setting).trained
     longest = max(prompts, key=lambda item: len(item.ids))
     if positions is not None and len(longest.ids) + max_new_tokens > positions:
         raise UserError(
@@ -142,7 +144,7 @@ def _parse(row: Row, rules: DataConfig) -> tuple[Text, dict[str, Any]]:
     columns = {key: value for key, value in values.items() if key != name}
     text = read_text(values[name], name, rules)
     if name == "messages" and isinstance(text, str) and not is_transcript(text):
-        raise BadRow("messages must be a list of messages, or a transcript", repr(text[:60]))
+        raise BadRow("messages must be a list of messages, or a transcript", shown(text, 60))
     whole = name == "messages" or isinstance(values[name], str)  # may end with an answer
     if whole and ends_with_answer(text):
         if "completion" in columns:
@@ -164,6 +166,7 @@ def _of_pair(row: Row, rules: DataConfig) -> tuple[Text, dict[str, Any]]:
     """The prompt that the two sides of a preference share; their answers stay as columns."""
     if "chosen" not in row.values or "rejected" not in row.values:
         raise missing_column(row, rules, "prompt")
+    check_answers(row.values)
     sides = [read_text(row.values[name], name, rules) for name in ("chosen", "rejected")]
     prompt, chosen, rejected = split_pair(sides[0], sides[1])
     return prompt, row.values | {"chosen": as_text(chosen), "rejected": as_text(rejected)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.errors import UserError
 
 REPORT_FILE = "data_report.json"
@@ -20,13 +21,22 @@ class Finding:
     reason: str
     dropped: bool
     places: tuple[str, ...]
+    example: str = ""  # what the first of them holds, shortened
+    advice: str = ""  # what would keep the rows
 
-    def line(self) -> str:
-        """As on the terminal."""
+    def lines(self, rows: int) -> list[str]:
+        """As on the terminal; `rows` are all that the source has."""
         shown = ", ".join(_file_once(self.places[:SHOWN_PLACES]))
         rest = ", ..." if len(self.places) > SHOWN_PLACES else ""
-        fate = "dropped" if self.dropped else "kept"
-        return f"{len(self.places)} {fate}: {self.reason} ({shown}{rest})"
+        example = [f"  such as {self.example}"] if self.example else []
+        advice = f"; {self.advice}" if self.advice else ""
+        return [f"{self.count(rows)}: {self.reason}{advice} ({shown}{rest})", *example]
+
+    def count(self, rows: int) -> str:
+        """How many rows, what becomes of them, and their share of all: "3 dropped (1.2 %)"."""
+        found = len(self.places)
+        share = "less than 0.1" if found * 1000 < rows else f"{100 * found / rows:.1f}"
+        return f"{found} {'dropped' if self.dropped else 'kept'} ({share} %)"
 
 
 def _file_once(places: Sequence[str]) -> list[str]:
@@ -68,31 +78,83 @@ class DataReport:
         """A source was read; `columns` are its own names."""
         self.sources[setting] = SourceReport(source, rows, tuple(columns))
 
-    def add(self, setting: str, reason: str, places: Sequence[str], *, dropped: bool) -> None:
+    def add(
+        self,
+        setting: str,
+        reason: str,
+        places: Sequence[str],
+        *,
+        dropped: bool,
+        example: str = "",
+    ) -> None:
         """Something was found in a source that was read; nothing, if `places` is empty."""
         if places:
-            self.sources[setting].findings.append(Finding(reason, dropped, tuple(places)))
+            finding = Finding(reason, dropped, tuple(places), example)
+            self.sources[setting].findings.append(finding)
 
-    def add_long(self, setting: str, long: Sequence[TooLong], limit: str, *, refuse: bool) -> None:
-        """Rows that are longer than `limit`, such as "sft.max_tokens = 1024", are dropped.
+    def add_cut(self, setting: str, rule: str, places: Sequence[str]) -> None:
+        """Held-out rows were cut from a source: `data.prompts` fills `data.heldout_prompts`."""
+        if places:
+            item = self.sources[setting]
+            section, _, name = setting.partition(".")
+            held = SourceReport(f"cut from {item.source}", len(places), item.columns)
+            self.sources[f"{section}.heldout_{name}"] = held
+            self.add(setting, f"held out by {rule}, not trained on", places, dropped=True)
+
+    def forget(self, *settings: str) -> None:
+        """Sources that were read for the sake of others alone."""
+        for setting in settings:
+            self.sources.pop(setting, None)
+
+    def add_long(
+        self,
+        setting: str,
+        long: Sequence[TooLong],
+        limit: LengthLimit,
+        lengths: Sequence[int],
+        *,
+        refuse: bool,
+    ) -> None:
+        """Rows that are longer than a limit are dropped; what would keep them is said.
+
+        Args:
+            setting: that names the data.
+            long: these rows.
+            limit: of the tokens of a row.
+            lengths: of all rows (tokens).
+            refuse: stop the run instead.
 
         Raises:
             UserError: there are some and `refuse` is set; names each with its length.
         """
+        if not long:
+            return
         if refuse:
+            longest = max(row.tokens for row in long)
             raise_problems(
                 [f"{row.where}: {row.tokens} tokens, more than {limit}" for row in long],
-                f"Raise that, shorten them, or drop them by data.long_rows = drop. ({setting})",
+                f"{limit.remedy(longest)} data.long_rows = drop leaves them out. ({setting})",
             )
-        self.add(setting, f"longer than {limit}", [row.where for row in long], dropped=True)
+        places = tuple(row.where for row in long)
+        found = Finding(f"longer than {limit}", True, places, advice=limit.advice(lengths))
+        self.sources[setting].findings.append(found)
 
     def lines(self) -> list[str]:
-        """For the terminal: the sources in which something was found."""
+        """For the terminal: every source, and what was found in it.
+
+        What was found in the same file for another setting already is not listed again.
+        """
+        printed: dict[tuple[str, Finding], str] = {}
         shown = []
         for setting, item in self.sources.items():
-            if item.findings:
-                shown.append(f"{setting}: {item.used} of {item.rows} rows used ({item.source})")
-                shown += [f"  {finding.line()}" for finding in item.findings]
+            count = "all" if item.used == item.rows else f"{item.used} of"
+            shown.append(f"{setting}: {count} {item.rows} rows used ({item.source})")
+            for finding in item.findings:
+                first = printed.setdefault((item.source, finding), setting)
+                if first == setting:
+                    shown += [f"  {line}" for line in finding.lines(item.rows)]
+                else:
+                    shown.append(f"  {finding.count(item.rows)}: {finding.reason} (as in {first})")
         return shown
 
     def write(self, folder: Path) -> None:
@@ -115,8 +177,10 @@ class DataReport:
                         "reason": finding.reason,
                         "rows": len(finding.places),
                         "dropped": finding.dropped,
+                        **({"example": finding.example} if finding.example else {}),
                         "places": list(finding.places),
                     }
+                    | ({"advice": finding.advice} if finding.advice else {})
                     for finding in item.findings
                 ],
             }

@@ -9,13 +9,16 @@ from typing import Any, Protocol, TypeVar
 
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.conversation import BadRow
+from rlhf_ppo.data.forms import join_input, to_trl
 from rlhf_ppo.data.loading import AnyRow, BrokenRow, Row, read_rows
 from rlhf_ppo.data.report import SHOWN_PROBLEMS, DataReport, raise_problems
+from rlhf_ppo.errors import shown
 
+FORMS = ("conversations", "instruction", "input", "output", "system", "history")  # see forms.py
 READ_BY = {
-    "prompts": ("prompt", "messages", "chosen", "rejected"),
-    "demonstrations": ("prompt", "messages", "completion", "text"),
-    "preferences": ("prompt", "chosen", "rejected", "kind"),
+    "prompts": ("prompt", "messages", "chosen", "rejected", *FORMS),
+    "demonstrations": ("prompt", "messages", "completion", "text", "chosen", "rejected", *FORMS),
+    "preferences": ("prompt", "chosen", "rejected", "kind", *FORMS),
 }
 
 
@@ -67,7 +70,7 @@ def load(
     _settle_bad_rows(bad, setting, rules, report)
     if not items:
         remedy = f"Mend them, or give other data. ({setting})"
-        raise_problems([_sentence(row) for row in bad], f"That is every row. {remedy}")
+        raise_problems(_sentences(bad), f"That is every row. {remedy}")
     return _settle_repeats(items, setting, rules, report)
 
 
@@ -84,9 +87,10 @@ def check_columns(rules: DataConfig, report: DataReport) -> list[str]:
     for ours, theirs in rules.columns.items():
         asked = {key: item for key, item in report.sources.items() if takes(key, ours)}
         if asked and not any(theirs in item.columns for item in asked.values()):
-            has = "; ".join(f"{key} has {', '.join(item.columns)}" for key, item in asked.items())
+            has = "; ".join(f"{key} has {_listed(item.columns)}" for key, item in asked.items())
             problems.append(
-                f"data.columns.{ours} = {theirs!r}: no such column ({has}). Correct or remove it."
+                f"data.columns.{ours} = {shown(theirs)}: no such column ({has}). Correct it, or "
+                "leave it out of data.columns."
             )
     return problems
 
@@ -94,7 +98,13 @@ def check_columns(rules: DataConfig, report: DataReport) -> list[str]:
 def missing_column(row: Row, rules: DataConfig, *names: str) -> BadRow:
     """That a row has none of these columns, by the names that the data should have."""
     wanted = ", ".join(f"`{rules.columns.get(name, name)}`" for name in names)
-    return BadRow(f"no column {wanted}", f"columns: {', '.join(sorted(row.values)) or 'none'}")
+    return BadRow(f"no column {wanted}", f"columns: {_listed(sorted(row.values)) or 'none'}")
+
+
+def _listed(names: Sequence[str], width: int = 120) -> str:
+    """Names of columns, of which a data set may have hundreds."""
+    text = ", ".join(names)
+    return text if len(text) <= width else f"{text[:width]}... ({len(names)})"
 
 
 def _kind(setting: str) -> str:
@@ -109,9 +119,10 @@ def _try(
     if isinstance(row, BrokenRow):
         return row
     try:
-        return parse(number, Row(row.where, _renamed(row.values, rules, setting)))
+        values = to_trl(_renamed(row.values, rules, setting), _kind(setting), rules)
+        return parse(number, Row(row.where, values))
     except BadRow as bad:
-        return BrokenRow(row.where, bad.reason, bad.detail)
+        return BrokenRow(row.where, bad.reason, bad.detail, shown(row.values, 200, 60))
 
 
 def _renamed(values: dict[str, Any], rules: DataConfig, setting: str) -> dict[str, Any]:
@@ -126,7 +137,10 @@ def _renamed(values: dict[str, Any], rules: DataConfig, setting: str) -> dict[st
         for name, value in values.items()
         if name not in mapped and name not in mapped.values()
     }
-    return {ours: values[theirs] for ours, theirs in mapped.items()} | others
+    renamed = {ours: values[theirs] for ours, theirs in mapped.items()} | others
+    if mapped.get("prompt") == "instruction" and "input" in others:  # Alpaca's second half
+        renamed["prompt"] = join_input(values["instruction"], renamed.pop("input"))
+    return renamed
 
 
 def _settle_bad_rows(
@@ -137,12 +151,13 @@ def _settle_bad_rows(
         summary = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(5))
         by_reason = f"By reason: {summary}.\n" if len(bad) > SHOWN_PROBLEMS else ""
         remedy = "Mend or remove these rows, or drop them by data.bad_rows = drop."
-        raise_problems([_sentence(row) for row in bad], f"{by_reason}{remedy} ({setting})")
-    places = defaultdict(list)
+        raise_problems(_sentences(bad), f"{by_reason}{remedy} ({setting})")
+    grouped = defaultdict(list)
     for row in bad:
-        places[row.reason].append(row.where)
-    for reason, found in places.items():
-        report.add(setting, reason, found, dropped=True)
+        grouped[row.reason].append(row)
+    for reason, rows in grouped.items():
+        places = [row.where for row in rows]
+        report.add(setting, reason, places, dropped=True, example=_example(rows[0]))
 
 
 def _settle_repeats(items: list[T], setting: str, rules: DataConfig, report: DataReport) -> list[T]:
@@ -162,5 +177,15 @@ def _settle_repeats(items: list[T], setting: str, rules: DataConfig, report: Dat
     return list(first.values()) if drop else items
 
 
-def _sentence(row: BrokenRow) -> str:
-    return f"{row.where}: {row.reason}" + (f" ({row.detail})" if row.detail else "")
+def _sentences(bad: Sequence[BrokenRow]) -> list[str]:
+    """Place and reason of each; what the first one holds stands below it."""
+    said = [
+        f"{row.where}: {row.reason}" + (f" ({row.detail})" if row.detail else "") for row in bad
+    ]
+    return (
+        said if not bad or not bad[0].excerpt else [f"{said[0]}\n      {bad[0].excerpt}", *said[1:]]
+    )
+
+
+def _example(row: BrokenRow) -> str:
+    return row.excerpt + (f" ({row.detail})" if row.detail else "")

@@ -4,12 +4,15 @@ A conversational prompt (a list of messages) goes through the tokenizer's chat t
 string is taken as it is. This is TRL's rule, so that all stages see the same tokens.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ppo.data.special_tokens import encode_text, mark, unmark
 from rlhf_ppo.errors import UserError
 
 # For a tokenizer without a template: words that any model can read, no new tokens. An encoder's
@@ -31,13 +34,39 @@ Message = dict[str, str]
 Text = str | list[Message]
 
 
+# A word that no template changes, to see what it writes around an answer.
+_PROBE = "xqzprobezqx"
+# What templates write as the date of today: they would make other tokens every day.
+WRITTEN_DATE = datetime(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around an answer."""
+
+    prompt: str  # up to the point where a response begins, generation prompt included
+    before: str  # what stands before the answer of a finished conversation
+    after: str  # what ends its turn
+
+    @property
+    def opened(self) -> str:
+        """What the generation prompt has already written of the answer, such as "<think>"."""
+        begins = self.prompt.startswith(self.before)
+        return self.prompt[len(self.before) :] if begins else ""
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], where: str) -> None:
-    """Make sure that conversational data meets a chat template that takes its roles.
+    """Make sure that conversational data meets a chat template that takes its roles and words.
 
     A tokenizer without a template gets the default one, which is saved with the model.
 
+    Args:
+        tokenizer: of the model that will read the texts.
+        texts: strings and conversations.
+        where: the setting that names the data or the model.
+
     Raises:
-        UserError: a template that refuses the messages.
+        UserError: a template that fails, refuses the messages, or writes nothing of them.
     """
     if tokenizer.chat_template is None and any(not isinstance(text, str) for text in texts):
         tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -48,7 +77,14 @@ def check_template(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], wh
         if not isinstance(text, str)
     }
     for text in orders.values():
-        _render(tokenizer, text, add_generation_prompt=False)
+        written = render(tokenizer, text, generation_prompt=False, where=where)
+        last = text[-1]["content"]
+        if last.strip() and not any(word in written for word in last.split()):
+            raise UserError(
+                f"{where}: the chat template of {tokenizer.name_or_path!r} writes nothing of "
+                f"{shortened(repr(last))} (it may be empty, or want contents in another form). "
+                "Mend chat_template.jinja, or chat_template in tokenizer_config.json."
+            )
 
 
 def assumed_template(
@@ -61,7 +97,14 @@ def assumed_template(
         setting: that names it.
         texts: what it will be given.
     """
-    if tokenizer.chat_template is not None or all(isinstance(text, str) for text in texts):
+    if all(isinstance(text, str) for text in texts):
+        return None
+    if "strftime_now" in str(tokenizer.chat_template):
+        return (
+            f"{setting}: the chat template writes the date. All stages write "
+            f"{WRITTEN_DATE:%d %b %Y}, so that a run has the same tokens on every day."
+        )
+    if tokenizer.chat_template is not None:
         return None
     end = tokenizer.eos_token or tokenizer.sep_token
     return (
@@ -71,61 +114,162 @@ def assumed_template(
     )
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
-    """Token ids up to the point where the response begins."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, *, typed: bool = False
+) -> list[int]:
+    """Token ids up to the point where the response begins: no end token after a plain string.
+
+    Args:
+        tokenizer: of the model that goes on from there.
+        prompt: messages, or a string that is taken as it is.
+        typed: a person typed the string, so special tokens that it spells stay letters; a string
+            of the data is the model's raw input, in which they are tokens.
+
+    Raises:
+        UserError: the template fails, or refuses the messages.
+    """
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    return _render(tokenizer, prompt, add_generation_prompt=True)
+        begin, _ = added_tokens(tokenizer)
+        return _begun(begin, encode_text(tokenizer, mark(tokenizer, prompt) if typed else prompt))
+    return encode_text(tokenizer, render(tokenizer, prompt, generation_prompt=True))
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Text
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Text, *, sampled: bool = False
 ) -> list[int]:
-    """Token ids of prompt and finished response, stop token included.
+    """Token ids of prompt and finished response, as the model's own pipeline would read them.
+
+    The stop token is included, exactly once.
 
     Args:
         tokenizer: may be another model's; its own template is used.
         prompt: string or messages.
         response: string, or messages that follow the prompt.
+        sampled: the response was sampled: special tokens that it spells stay letters.
+
+    Raises:
+        UserError: the template fails, or refuses the messages.
     """
     whole = joined(prompt, response)
-    if isinstance(whole, str):
-        if tokenizer.eos_token and not whole.endswith(tokenizer.eos_token):
-            whole += tokenizer.eos_token
-        return list(tokenizer(whole)["input_ids"])
-    return _render(tokenizer, whole, add_generation_prompt=False)
+    if not isinstance(whole, str):
+        return encode_text(tokenizer, render(tokenizer, whole, generation_prompt=False))
+    begin, end = added_tokens(tokenizer)
+    stop = tokenizer.eos_token or ""
+    text = as_text(response)
+    if stop and text.endswith(stop):
+        text = text[: -len(stop)]
+    text = mark(tokenizer, text) if sampled else text
+    ids = encode_text(tokenizer, as_text(prompt) + text + ("" if end else stop))
+    return _begun(begin, ids) + end
 
 
-def long_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[tuple[Text, Text]]], most: int
-) -> dict[int, int]:
-    """Which rows are too long, and their lengths (tokens).
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    *,
+    generation_prompt: bool,
+    where: str = "",
+) -> str:
+    """Messages as the template writes them; special tokens that contents spell are marked.
 
-    Most rows need not be tokenized to know: a token stands for one byte at least, and what the
-    template adds is less than one whole conversation with the same order of roles.
+    Raises:
+        UserError: the template fails, or refuses the messages.
+    """
+    marked: list[Any] = [
+        message | {"content": mark(tokenizer, message["content"])} for message in messages
+    ]
+    try:
+        text: Any = tokenizer.apply_chat_template(
+            marked,
+            chat_template=_undated(tokenizer.chat_template),
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+        )
+    except Exception as error:  # a template is a program: it may raise anything
+        place = f"{where}: " if where else ""
+        raise UserError(
+            f"{place}the chat template of {tokenizer.name_or_path!r} fails on "
+            f"{shortened(repr(messages))}: {type(error).__name__}: {shortened(str(error), 300)}"
+        ) from error
+    return str(text)
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> Frame | None:
+    """What the template writes around an answer; None: it leaves out even a plain word."""
+    begun = render(tokenizer, prompt, generation_prompt=True)
+    answered = [*prompt, {"role": "assistant", "content": _PROBE}]
+    before, found, after = render(tokenizer, answered, generation_prompt=False).rpartition(_PROBE)
+    return Frame(begun, before, after) if found else None
+
+
+def encode_after(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str
+) -> list[int] | None:
+    """Token ids of a text that goes on after `ids`, none of which change.
 
     Args:
-        tokenizer: of the model that will read them.
-        rows: each with its conversations, as prompt and response; the longest one counts.
-        most: tokens of a conversation that still fits.
+        tokenizer: of the model that reads both.
+        ids: what stands before.
+        text: from `render`, or plain.
 
     Returns:
-        By number of the row: its length.
+        The ids; None where no encoding of the text alone reads as the text in its place.
     """
-    added: dict[tuple[str, ...], int] = {}
-    long = {}
-    for number, conversations in enumerate(rows):
-        lengths = [0]
-        for prompt, response in conversations:
-            whole = joined(prompt, response)
-            order = () if isinstance(whole, str) else tuple(turn["role"] for turn in whole)
-            if order not in added:
-                added[order] = len(encode_conversation(tokenizer, prompt, response))
-            if len(as_text(whole).encode()) + added[order] > most:
-                lengths.append(len(encode_conversation(tokenizer, prompt, response)))
-        if max(lengths) > most:
-            long[number] = max(lengths)
-    return long
+    if not text:
+        return []
+    wanted = unmark(tokenizer, text)
+    before = str(tokenizer.decode(list(ids)))
+    # A special token in front keeps a tokenizer from treating the text as the first of a line.
+    wall = next(iter(tokenizer.all_special_tokens), "")
+    behind = encode_text(tokenizer, wall + text)[1:] if wall else []
+    for found in (behind, encode_text(tokenizer, text)):
+        if tokenizer.decode([*ids, *found]) == before + wanted:
+            return found
+    return None
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer itself puts before and after every text."""
+    core = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = list(tokenizer("a")["input_ids"])
+    for start in range(len(framed) - len(core) + 1):
+        if framed[start : start + len(core)] == core:
+            return framed[:start], framed[start + len(core) :]
+    return [], []
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a plain text: what the tokenizer puts there itself, or the end token."""
+    end, stop = added_tokens(tokenizer)[1], tokenizer.eos_token_id
+    return end or ([] if stop is None else [int(stop)])
+
+
+def lost_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], written: str
+) -> list[int]:
+    """Numbers of the messages of which the template has left out or rewritten something.
+
+    Spaces do not count: many templates strip them.
+
+    Args:
+        tokenizer: that rendered them.
+        messages: a conversation.
+        written: what `render` made of it.
+    """
+    text, place, lost = " ".join(written.split()), 0, []
+    for number, message in enumerate(messages):
+        content = " ".join(mark(tokenizer, message["content"]).split())
+        found = text.find(content, place)
+        if found >= 0:
+            place = found + len(content)
+        elif number + 1 == len(messages) or content not in text:  # some put the system prompt last
+            lost.append(number)
+    return lost
+
+
+def shortened(text: str, width: int = 100) -> str:
+    """A text of a message, no longer than a line."""
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def joined(prompt: Text, response: Text) -> Text:
@@ -143,18 +287,17 @@ def as_text(text: Text) -> str:
     return "\n".join(message["content"] for message in text)
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool
-) -> list[int]:
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=True,
-        )
-    except TemplateError as error:  # a role that the template does not know, for example
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses {messages!r}: {error}"
-        ) from error
-    return list(encoded["input_ids"])
+def _undated(template: Any) -> Any:
+    """A template with a fixed date in place of today's."""
+    if not isinstance(template, str):
+        return None  # several named ones: Transformers chooses
+    return re.sub(
+        r"""strftime_now\(\s*["']([^"']*)["']\s*\)""",
+        lambda found: repr(WRITTEN_DATE.strftime(found[1])),
+        template,
+    )
+
+
+def _begun(begin: list[int], ids: list[int]) -> list[int]:
+    """The tokenizer's own first tokens, unless the text has written them."""
+    return ids if ids[: len(begin)] == begin else begin + ids

@@ -9,8 +9,16 @@ from rlhf_ppo.diagnostics.findings import (
     Diagnosis,
     Finding,
     diagnose,
+    judge_reward_model,
     read_metrics,
     write_findings,
 )
 
-__all__ = ["Diagnosis", "Finding", "diagnose", "read_metrics", "write_findings"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "diagnose",
+    "judge_reward_model",
+    "read_metrics",
+    "write_findings",
+]

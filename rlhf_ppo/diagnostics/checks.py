@@ -8,6 +8,7 @@ from rlhf_ppo.diagnostics import signs
 from rlhf_ppo.diagnostics.signs import LONG, SHORT, START, WINDOW, Seen
 
 Severity = Literal["problem", "warning"]
+WEAK = 0.6  # accuracy of a reward model below which a finding is made
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ CHECKS = (
         "problem",
         f"mean `gold/mean` of {WINDOW} steps below the best such mean by more than "
         f"{signs.ERRORS:.0f} standard errors and {signs.GOLD_FALL:.0%} of what had been gained, "
-        "`score/mean` not below its then; or, at the end, score significantly above and gold "
-        "significantly below the reference",
+        "`score/mean` not below its then; or, at the end, the paired changes from the reference: "
+        "score significantly up, gold significantly down",
         "the policy is paid for what the reward says, and gold is what was meant",
         "Raise kl.beta, take checkpoint.save: best or fewer ppo.steps, or train the reward model "
         "on the policy's own answers; evaluation/samples.jsonl shows what is exploited.",
@@ -192,6 +193,37 @@ CHECKS = (
         "Lower ppo.learning_rate or value.coefficient; guard.max_score_drop ends or rolls back "
         "the run, checkpoint.save: best keeps the best policy.",
         signs.score_fell,
+    ),
+    Check(
+        "reward_model_coin",
+        "problem",
+        "when the reward model is trained and at the end: the interval of its accuracy on "
+        "held-out pairs reaches .5 or less",
+        "PPO makes likelier what the reward model prefers; of one that may be guessing nothing "
+        "follows, however much the score rises",
+        "Train the reward model on more or cleaner pairs, from a better reward_model.init_from, or "
+        "longer; with few data.heldout_preferences give more of them, the interval is wide.",
+        None,
+    ),
+    Check(
+        "reward_model_weak",
+        "warning",
+        f"as before: the accuracy is below {WEAK:g}, but not a coin's",
+        "people agree with one another on about .7 of such pairs (Ouyang et al. 2022: .73), "
+        "and reward models with them about as often",
+        "Read the pairs that it gets wrong: wrong labels, or too little data. Take a larger "
+        "reward_model.init_from, more epochs, and hold the policy closer by kl.beta.",
+        None,
+    ),
+    Check(
+        "reward_model_wrong_way",
+        "warning",
+        "as before: for a kind of error its accuracy is below .5, by the exact sign test at 5 % "
+        "over all kinds together",
+        "the policy is paid for this very error",
+        "Add pairs that differ in this alone, look for labels that disagree, or add a reward "
+        "source that sees it (docs/guide.md, reward model).",
+        None,
     ),
     Check(
         "no_gain",

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.diagnostics.checks import CHECKS, Check, Severity
+from rlhf_ppo.diagnostics.checks import CHECKS, WEAK, Check, Severity
 from rlhf_ppo.diagnostics.signs import Line, Seen
 
 
@@ -58,6 +58,38 @@ def diagnose(
     return diagnosis.findings + ([] if summary is None else _of_summary(summary, last))
 
 
+def judge_reward_model(accuracy: Mapping[str, Any], step: int) -> list[Finding]:
+    """What its accuracy on held-out pairs says against a reward model.
+
+    Args:
+        accuracy: `reward_model` of the summary, with an entry for each kind of error.
+        step: that the findings are to name.
+    """
+    found: dict[str, str] = {}
+    shown = (
+        f"{accuracy['accuracy']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] of "
+        f"{accuracy['pairs']} held-out pairs"
+    )
+    if accuracy["low"] <= 0.5:
+        found["reward_model_coin"] = (
+            f"The reward model puts the better answer first in {shown}: it cannot be told from a "
+            "coin."
+        )
+    elif accuracy["accuracy"] < WEAK:
+        found["reward_model_weak"] = f"The reward model puts the better answer first in {shown}."
+    kinds = accuracy.get("kinds", {})
+    wrong = [
+        f"{name} ({kind['accuracy']:.2f} of {kind['pairs']})"
+        for name, kind in kinds.items()
+        if kind["accuracy"] < 0.5 and kind["p"] * len(kinds) < 0.05
+    ]
+    if wrong:
+        found["reward_model_wrong_way"] = (
+            f"The reward model puts the worse answer first where the error is: {', '.join(wrong)}."
+        )
+    return [_found(check, step, found[check.name]) for check in CHECKS if check.name in found]
+
+
 def read_metrics(file: Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`; [] without one, and without the half line of a kill."""
     lines = []
@@ -89,16 +121,19 @@ def _of_summary(summary: Mapping[str, Any], step: int) -> list[Finding]:
             f"The policy wins against the reference {rate['mean']:.2f} of the time by score "
             f"(interval {rate['low']:.2f} to {rate['high']:.2f})."
         )
-    if "gold" in policy and "gold" in reference:
-        paid = policy["score"]["low"] > reference["score"]["high"]
-        if paid and policy["gold"]["high"] < reference["gold"]["low"]:
-            found["reward_hacking"] = (
-                f"On held-out prompts the score rose from {reference['score']['mean']:.2f} to "
-                f"{policy['score']['mean']:.2f}, and gold fell from "
-                f"{reference['gold']['mean']:.2f} to {policy['gold']['mean']:.2f}."
-            )
+    change = summary.get("change", {})
+    both = "gold" in change and "score" in change
+    if both and change["score"]["low"] > 0 > change["gold"]["high"]:
+        found["reward_hacking"] = (
+            f"On held-out prompts the score rose from {reference['score']['mean']:.2f} to "
+            f"{policy['score']['mean']:.2f}, and gold fell from "
+            f"{reference['gold']['mean']:.2f} to {policy['gold']['mean']:.2f}."
+        )
     parts = summary.get("exploited", ())
     worse = [f"{item['part']} ({item['change']['mean']:+.2f})" for item in parts]
     if worse:
         found["parts_exploited"] = f"While the score rose, these got worse: {', '.join(worse)}."
-    return [_found(check, step, found[check.name]) for check in CHECKS if check.name in found]
+    accuracy = summary.get("reward_model")
+    of_reward = [] if accuracy is None else judge_reward_model(accuracy, step)
+    of_policy = [_found(check, step, found[check.name]) for check in CHECKS if check.name in found]
+    return of_reward + of_policy

@@ -12,22 +12,41 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> Estimate:
     The interval is the jackknife's (mean +- 1.96 standard errors over texts): a bootstrap would
     repeat texts and so report too little diversity.
     """
+    ratio, without = _left_out(texts, n)
+    error = _jackknife_error(without)
+    return {"mean": ratio, "low": max(0.0, ratio - error), "high": min(1.0, ratio + error)}
+
+
+def distinct_change(after: Sequence[str], before: Sequence[str], n: int = 2) -> Estimate:
+    """Change of `distinct_n`, paired by prompt: the jackknife leaves out both answers to one."""
+    (ours, our_rest), (theirs, their_rest) = _left_out(after, n), _left_out(before, n)
+    error = _jackknife_error([a - b for a, b in zip(our_rest, their_rest, strict=True)])
+    change = ours - theirs
+    return {"mean": change, "low": change - error, "high": change + error}
+
+
+def _left_out(texts: Sequence[str], n: int) -> tuple[float, list[float]]:
+    """The ratio of all texts, and that of all but one, for each."""
     grams = [_grams(text, n) for text in texts]
     occurrences = Counter(gram for items in grams for gram in set(items))
     total, different = sum(len(items) for items in grams), len(occurrences)
     if total == 0:
-        return {"mean": 0.0, "low": 0.0, "high": 0.0}
+        return 0.0, [0.0 for _ in texts]
     ratio = different / total
     without = []
     for items in grams:
         only_here = sum(1 for gram in set(items) if occurrences[gram] == 1)
         rest = total - len(items)
         without.append((different - only_here) / rest if rest else ratio)
-    mean = sum(without) / len(without)
+    return ratio, without
+
+
+def _jackknife_error(without: Sequence[float]) -> float:
+    """Half the width of a 95 % interval, from the estimates that leave one text out."""
     count = len(without)
+    mean = sum(without) / count
     error = ((count - 1) / count * sum((value - mean) ** 2 for value in without)) ** 0.5
-    low, high = max(0.0, ratio - 1.96 * error), min(1.0, ratio + 1.96 * error)
-    return {"mean": ratio, "low": low, "high": high}
+    return 1.96 * float(error)
 
 
 def repetition(text: str, n: int = 4) -> float:

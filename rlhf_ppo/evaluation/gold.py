@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_ppo.data.prompts import Prompt
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
 from rlhf_ppo.rewards.user_function import UserCodeError, UserFunction
 
 Parts = dict[str, float]
@@ -56,8 +56,8 @@ class GoldScorer:
         for response, parts in zip(responses, results, strict=True):
             if "score" not in parts or not all(math.isfinite(v) for v in parts.values()):
                 raise UserError(
-                    f"evaluation.gold: {self.target} returned {parts} for {response!r}; each "
-                    "result needs a finite `score`."
+                    f"evaluation.gold: {self.target} returned {shown(parts)} for "
+                    f"{shown(response)}; each result needs a finite `score`."
                 )
         return results
 

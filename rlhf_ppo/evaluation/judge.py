@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from rlhf_ppo.config import JudgeConfig
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.evaluation.statistics import bootstrap_mean
+from rlhf_ppo.evaluation.statistics import estimate_worth
 from rlhf_ppo.rewards.post import ServiceError, post_json, with_retries
 
 SETTING = "evaluation.judge"
@@ -92,6 +95,8 @@ def ask_judge(
         except ServiceError as error:
             failures[str(error)] += 1
             return Verdict(0.0, 0.0, str(error))
+        finally:
+            tick()
         return Verdict(first, 1 - second)
 
     with ThreadPoolExecutor(judge.parallel) as pool:
@@ -125,15 +130,18 @@ def summarise_verdicts(
             f"than {SETTING}.max_failed = {judge.max_failed:g} allows:\n{listed}\nAll else is "
             "written, without a win rate by the judge. Mend the service and evaluate again."
         )
-    means = [(verdict.policy_first + verdict.reference_first) / 2 for verdict in good]
-    first = [(verdict.policy_first + 1 - verdict.reference_first) / 2 for verdict in good]
+    ours, theirs = (
+        torch.tensor([getattr(verdict, name) for verdict in good], dtype=torch.float64)
+        for name in ("policy_first", "reference_first")
+    )
+    means, first = (ours + theirs) / 2, (ours + 1 - theirs) / 2
     opposite = sum(abs(v.policy_first - v.reference_first) == 1 for v in good)
     return {
         "model": judge.model,
         "prompts": len(good),
-        "win_rate": bootstrap_mean(means, samples, seed)
-        | {"ties": sum(mean == 0.5 for mean in means) / len(means)},
-        "first_shown": bootstrap_mean(first, samples, seed),
+        "win_rate": estimate_worth(means, samples, seed)
+        | {"ties": float((means == 0.5).double().mean())},
+        "first_shown": estimate_worth(first, samples, seed),
         "inconsistent": opposite / len(good),
         "failed": failed,
     }

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlhf_ppo.evaluation.statistics import Estimate, resampled_means
+from rlhf_ppo.evaluation.statistics import Estimate, flip_test, resampled_means
+from rlhf_ppo.proportions import LEVEL
 
 Form = Literal["d(alpha - beta d)", "d(alpha - beta log d)"]
 FORMS: dict[str, Form] = {"best_of_n": "d(alpha - beta d)", "ppo": "d(alpha - beta log d)"}
@@ -39,7 +40,9 @@ def turning_point(path: Path, form: Form, samples: int, seed: int) -> Found:
 
     Whether it rose and fell is asked of the measured points alone: one of them must lie above the
     reference and above the last point, all these differences in one simultaneous 95 % band (the
-    bootstrap of the largest studentised one), since the best of many points looks good by chance.
+    bootstrap of the largest studentised one), since the best of many points looks good by chance;
+    and an exact test of all of them together must say so too, since a bootstrap of the few prompts
+    whose gold changed at all sees too little noise (`flip_test`).
 
     Where it turned: with d the root of the KL, the gain over the reference is fitted by `form`
     (best-of-n: a parabola, PPO: a logarithm; Gao et al. 2023), by least squares with each point
@@ -113,17 +116,16 @@ class _Measured:
         self.kl = path.kl.double().mean(dim=0)
         self.steps = path.steps
         inner = self.means[:, 1:-1]
-        above = torch.cat([inner - self.means[:, :1], inner - self.means[:, -1:]], dim=1)
-        end = self.means[:, -1:] - self.means[:, :1]
-        contrasts = torch.cat([above, end], dim=1)
+        contrasts = _contrasts(self.means)
         self.error = contrasts[1:].std(dim=0) + 1e-12
         self.width = float(
             ((contrasts[1:] - contrasts[0]).abs() / self.error).amax(1).quantile(0.95)
         )
-        low = contrasts[0] - self.width * self.error
+        above = contrasts[0] - self.width * self.error > 0
+        above &= flip_test(_contrasts(data), seed) < LEVEL
         count = inner.shape[1]
-        rises, falls = low[:count] > 0, low[count : 2 * count] > 0
-        self.rose = bool(rises.any()) or float(low[-1]) > 0
+        rises, falls = above[:count], above[count : 2 * count]
+        self.rose = bool(rises.any()) or bool(above[-1])
         self.fell = bool((rises & falls).any())
         self.peak = 1 + int(inner[0].argmax())
 
@@ -155,6 +157,16 @@ class _Measured:
         if self.steps is not None:
             turn["step"] = within(torch.tensor(self.steps, dtype=torch.float64))
         return turn | {"gold": _percentiles(self.means[:, self.peak]), "fall": self.fall()}
+
+
+def _contrasts(points: Tensor) -> Tensor:
+    """Each inner point over the first and over the last, and the last over the first: (S, 2K - 3).
+
+    Args:
+        points: (S, K).
+    """
+    first, inner, last = points[:, :1], points[:, 1:-1], points[:, -1:]
+    return torch.cat([inner - first, inner - last, last - first], dim=1)
 
 
 def _turned_back(kl: Tensor, steps: list[int] | None) -> str | None:

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.algorithm.batch import Responses
 from rlhf_ppo.algorithm.rewards import Moments
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, ModelSource, leaves
+from rlhf_ppo.console import activity, tick
 from rlhf_ppo.data.prompts import EncodedPrompt, Prompt
 from rlhf_ppo.evaluation.gold import GoldScorer, Parts
 from rlhf_ppo.models.forward import lay_out, micro_batches
@@ -39,7 +40,7 @@ Draw = Callable[[Sequence[EncodedPrompt], Tensor, SamplingSettings], Responses]
 class Side:
     """One model's responses, one entry a response."""
 
-    texts: list[str]
+    texts: Sequence[str]
     scores: Tensor  # (N,) reward units, NaN: missing
     parts: dict[str, Tensor]  # (N,) of each reward source, before its normalization and weight
     gold: list[Parts]  # empty without a gold scorer
@@ -57,6 +58,7 @@ class Side:
 class Candidate:
     """A model that can be evaluated."""
 
+    name: str  # for a person who waits
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[EncodedPrompt]  # by its own tokenizer
     sampling: SamplingSettings  # with its own stop tokens
@@ -67,7 +69,8 @@ class Candidate:
     def greedy(self) -> "Candidate":
         """The same model at temperature 0, where there is no KL to estimate."""
         sampling = replace(self.sampling, temperature=0.0)
-        return replace(self, sampling=sampling, log_ratios=None)
+        name = f"{self.name}, greedy"
+        return replace(self, name=name, sampling=sampling, log_ratios=None)
 
     def first(self, count: int) -> "Candidate":
         """The same model on the first prompts."""
@@ -88,16 +91,18 @@ class Evaluator:
         """The policy on some prompts."""
         roles = self.roles
         draw = partial(sample, roles)
-        return Candidate(roles.tokenizer, prompts, self.sampling, draw, self._policy_ratios)
+        ratios = self._policy_ratios
+        return Candidate("policy", roles.tokenizer, prompts, self.sampling, draw, ratios)
 
     def reference(self, prompts: Sequence[EncodedPrompt]) -> Candidate:
         """The reference on some prompts."""
         roles = self.roles
         draw = partial(sample_reference, roles)
-        return Candidate(roles.tokenizer, prompts, self.sampling, draw, None)
+        return Candidate("reference", roles.tokenizer, prompts, self.sampling, draw, None)
 
     def other(
         self,
+        name: str,
         model: FrozenPolicy,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[EncodedPrompt],
@@ -115,7 +120,7 @@ class Evaluator:
 
         sampling = replace(self.sampling, stop_ids=stop_ids)
         ratios = partial(self._other_ratios, model) if comparable else None
-        return Candidate(tokenizer, prompts, sampling, draw, ratios)
+        return Candidate(name, tokenizer, prompts, sampling, draw, ratios)
 
     def side(
         self,
@@ -144,14 +149,19 @@ class Evaluator:
         share = slice(mine.start * copies, mine.stop * copies)
         rows = [item.prompt.row for item in asked[share]]
         noise = sampling_noise(self.config.seed, purpose, 0, rows, limit)
-        part = candidate.draw(asked[share], noise, candidate.sampling)
+        held_out, mine_alone = f"held-out prompts: {candidate.name}", len(rows)
+        with activity(f"{held_out}, responses", mine_alone):
+            part = candidate.draw(asked[share], noise, candidate.sampling)
         responses = processes.gather(part)
-        texts = response_texts(candidate.tokenizer, responses.tokens)
         prompts = [item.prompt for item in asked]
-        weighed = self._weighed(prompts[share], texts[share], moments)
+        contexts = [prompt.text for prompt in prompts]
+        texts = response_texts(candidate.tokenizer, responses.tokens, contexts)
+        with activity(f"{held_out}, scores", mine_alone * self._reward_models or None):
+            weighed = self._weighed(prompts[share], texts[share], moments)
         kl: list[float] = []
         if candidate.log_ratios is not None:
-            kl = processes.gather_list(candidate.log_ratios(part))
+            with activity(f"{held_out}, KL", mine_alone):
+                kl = processes.gather_list(candidate.log_ratios(part))
         return Side(
             texts=texts,
             scores=weighed.scores.double(),
@@ -197,8 +207,15 @@ class Evaluator:
                     logprobs: Tensor = model(layout, temperature)
                 others = reference_logprobs(roles, layout, temperature)
                 ratios[rows] = (logprobs - others).float().sum(dim=1).cpu()
+                tick(len(rows))
         found: list[float] = ratios.tolist()
         return found
+
+    @property
+    def _reward_models(self) -> int:
+        """How many models score each response; functions and services count nothing."""
+        sources = leaves(self.config.reward.sources)
+        return sum(isinstance(source, ModelSource) for _, source in sources)
 
     @property
     def _budget(self) -> int:

@@ -1,12 +1,13 @@
 """The last stage: all models answer the held-out prompts, everything is judged and written."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.command_line import read_yaml, to_yaml
-from rlhf_ppo.config import Config
+from rlhf_ppo.config import Config, correctness_source
+from rlhf_ppo.config.reading import read_yaml, to_yaml
+from rlhf_ppo.console import activity
 from rlhf_ppo.data.prompts import EncodedPrompt, check_room, encode_prompts
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.frontier import (
@@ -20,6 +21,7 @@ from rlhf_ppo.evaluation.frontier import (
 from rlhf_ppo.evaluation.heldout import numbers
 from rlhf_ppo.evaluation.judge import Verdict, ask_judge, summarise_verdicts
 from rlhf_ppo.evaluation.sides import Candidate, Evaluator, Side, SourceMoments
+from rlhf_ppo.evaluation.solved import summarise_pass
 from rlhf_ppo.evaluation.summary import Answers, Summary, summarise, write_samples
 from rlhf_ppo.models.load import load_tokenizer, stop_token_ids
 from rlhf_ppo.rollout.noise import derive_seed
@@ -55,17 +57,28 @@ def evaluate(
     """
     config = evaluator.config
     answers = _answers(evaluator, prompts, moments)
-    summary = summarise(config, answers)
+    with activity("evaluation: intervals"):
+        summary = summarise(config, answers)
     samples = config.evaluation.bootstrap_samples
     seed = derive_seed(config.seed, "bootstrap")
     frontier = None
-    best = _best_of(evaluator, prompts, moments)
+    best = _best_of(evaluator, evaluator.reference(prompts), moments)
+    correct = correctness_source(config.reward)
+    if best is not None and correct is not None:
+        # Without KL: those of the evaluation proper are enough.
+        policy = replace(evaluator.policy(prompts), log_ratios=None)
+        ours = _best_of(evaluator, policy, moments)
+        assert ours is not None
+        found = summarise_pass(ours, best, correct, config.evaluation.best_of, samples, seed)
+        if found is not None:
+            summary["pass_at_k"] = found
     ppo = _history(config, answers.policy)
     if best is not None or ppo:
         copies = config.evaluation.best_of
         path = None if best is None else best_of_path(best, copies)
-        found = Frontier(path, copies, ppo_path(ppo))
-        frontier = summarise_frontier(found, samples, seed)
+        paths = Frontier(path, copies, ppo_path(ppo), correctness=correct is not None)
+        with activity("evaluation: frontier"):
+            frontier = summarise_frontier(paths, samples, seed)
     verdicts = _verdicts(evaluator, prompts, answers)
     judge, failed = config.evaluation.judge, None
     if judge is not None:
@@ -84,7 +97,9 @@ def write_evaluation(
     `config.yaml` beside them says what they were made with: an evaluation can be made again with
     other settings than the run's.
     """
-    write_samples(folder / "samples.jsonl", [item.prompt for item in prompts], found.answers)
+    correct = correctness_source(config.reward)
+    asked = [item.prompt for item in prompts]
+    write_samples(folder / "samples.jsonl", asked, found.answers, correct)
     _write_json(folder / "summary.json", found.summary)
     if found.frontier is not None:
         _write_json(folder / "frontier.json", found.frontier)
@@ -125,18 +140,18 @@ def _other(
     stop_ids = stop_token_ids(model.lm, tokenizer, config.rollout.stop_tokens)
     same = tokenizer.get_vocab() == evaluator.roles.tokenizer.get_vocab()
     comparable = same and all(a.ids == b.ids for a, b in zip(own, prompts, strict=True))
-    return evaluator.other(model, tokenizer, own, stop_ids, comparable=comparable)
+    name = setting.rpartition(".")[2]
+    return evaluator.other(name, model, tokenizer, own, stop_ids, comparable=comparable)
 
 
-def _best_of(
-    evaluator: Evaluator, prompts: list[EncodedPrompt], moments: SourceMoments
-) -> Side | None:
-    """`best_of` responses of the reference to each of the first prompts."""
+def _best_of(evaluator: Evaluator, model: Candidate, moments: SourceMoments) -> Side | None:
+    """`best_of` responses of a model to each of the first prompts."""
     settings = evaluator.config.evaluation
     if not settings.best_of:
         return None
-    reference = evaluator.reference(prompts[: settings.best_of_prompts])
-    return evaluator.side(reference, moments, purpose=BEST_OF, copies=settings.best_of)
+    first = model.first(settings.best_of_prompts)
+    first = replace(first, name=f"{first.name}, best of {settings.best_of}")
+    return evaluator.side(first, moments, purpose=BEST_OF, copies=settings.best_of)
 
 
 def _history(config: Config, policy: Side) -> list[Rows]:
@@ -172,13 +187,15 @@ def _verdicts(
         return []
     count = min(judge.prompts, len(prompts))
     mine = processes.share(count)
-    found = ask_judge(
-        judge,
-        [item.prompt for item in prompts[mine]],
-        answers.policy.texts[mine],
-        answers.reference.texts[mine],
-        allowed=int(judge.max_failed * count),
-    )
+    asked = [item.prompt for item in prompts[mine]]
+    with activity("evaluation: judge", len(asked)):
+        found = ask_judge(
+            judge,
+            asked,
+            answers.policy.texts[mine],
+            answers.reference.texts[mine],
+            allowed=int(judge.max_failed * count),
+        )
     return processes.gather_list(found)
 
 

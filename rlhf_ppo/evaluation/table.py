@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_ppo.console import console, say
+from rlhf_ppo.console import console, dialogue, say
 from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.data.template import as_text
 from rlhf_ppo.evaluation.sides import Side
 from rlhf_ppo.evaluation.statistics import Estimate
+from rlhf_ppo.rewards.accuracy import accuracy_text
+from rlhf_ppo.streams import visible
 
 Summary = dict[str, Any]
 EQUAL = "  at equal length"
@@ -24,9 +26,7 @@ def show_summary(summary: Summary) -> None:
     policy, reference = summary["policy"], summary["reference"]
     greedy = summary.get("greedy")
     title = f"{summary['prompts']} held-out prompts, mean and 95 % interval"
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("", "reference", "policy", *(["greedy"] if greedy else [])):
-        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    table = _table(title, ["reference", "policy", *(["greedy"] if greedy else [])])
 
     def add(label: str, old: Estimate | None, new: Estimate | None, both: str) -> None:
         table.add_row(label, _interval(old), _interval(new), *([both] if greedy else []))
@@ -40,9 +40,11 @@ def show_summary(summary: Summary) -> None:
             if kind in summary:
                 mean = f"{greedy[kind][by]['mean']:.2f}" if greedy else ""
                 add(label, None, summary[kind][by], mean)
-    console.print(table)
+    _print_whole(table)
     if summary.get("models"):
         _show_models(summary["models"])
+    for line in [*solved_lines(summary), *_reward_model_lines(summary)]:
+        say(line)
     if "judge" in summary:
         say(_judge_line(summary["judge"]))
     if summary.get("exploited"):
@@ -80,17 +82,59 @@ def _show_models(models: dict[str, Summary]) -> None:
     """One row for each other model and way to decode."""
     first = next(iter(models.values()))["sampled"]
     numbers = [name for name in ("score", "gold", "length") if name in first["side"]]
-    title = "other models against the reference"
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("", *numbers, "kl", *(f"win rate by {by}" for by in first["win_rate"])):
-        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    rates = [f"win rate by {by}" for by in first["win_rate"]]
+    table = _table("other models against the reference", [*numbers, "kl", *rates])
     for name, model in models.items():
         for how in ("sampled", "greedy"):
             if how in model:
                 side, rates = model[how]["side"], model[how]["win_rate"]
                 found = [side.get(number) for number in (*numbers, "kl")] + [*rates.values()]
                 table.add_row(f"{name}, {how}", *[_interval(estimate) for estimate in found])
-    console.print(table)
+    _print_whole(table)
+
+
+def solved_lines(summary: Summary) -> list[str]:
+    """How many prompts are solved, before and after, and with k answers to each."""
+    lines = []
+    for how, holder in (("sampled", summary), ("greedy", summary.get("greedy") or {})):
+        found = holder.get("solved")
+        if found is not None:
+            before, after = found["reference"], found["policy"]
+            lines.append(
+                f"solved, {how}: {before['solved']} -> {after['solved']} of {found['prompts']} "
+                f"({found['gained']} gained, {found['lost']} lost; exact McNemar p = "
+                f"{found['p']:.2g}); share {_interval(before)} -> {_interval(after)}"
+            )
+    known = summary.get("pass_at_k")
+    if known is not None:
+        lines.append(f"of {known['samples']} answers to each of {known['prompts']} prompts:")
+        lines += [
+            f"  pass@{point['k']:<3} {_interval(point['reference'])} -> "
+            f"{_interval(point['policy'])}, change {_interval(point['change'])}"
+            for point in known["points"]
+        ]
+    return lines
+
+
+def _reward_model_lines(summary: Summary) -> list[str]:
+    found = summary.get("reward_model")
+    return [] if found is None else [f"reward model: right order in {accuracy_text(found)}"]
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """Room for a name, then these columns; no number is broken over two lines."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print_whole(table: Table) -> None:
+    """As wide as it needs to be: a log has no width, and a terminal breaks lines by itself."""
+    wide = console.options.update(max_width=1000)
+    needed = Measurement.get(console, wide, table).maximum
+    console.print(table, width=max(console.width, needed), crop=False)
 
 
 def _judge_line(judge: Summary) -> str:
@@ -117,7 +161,8 @@ def show_samples(
     """Print some prompts with the answer before and after, spread over the set."""
     count = min(count, len(prompts))
     for index in (number * len(prompts) // count for number in range(count)):
-        say(f"\n  asked   {as_text(prompts[index].prompt.text)}")
+        asked = dialogue(prompts[index].prompt.text).replace("\n", "\n          ")
+        say(f"\n  asked   {asked}")
         _show_answer("before", "dim", reference, index)
         _show_answer("after", "bold", policy, index)
 
@@ -125,7 +170,7 @@ def show_samples(
 def show_plan(lines: Sequence[tuple[str, str]]) -> None:
     """Print the derived sizes of a run."""
     for name, value in lines:
-        say(f"  {name:<24}{value}")
+        say(f"  {name:<31} {value}")
 
 
 def _show_answer(label: str, style: str, side: Side, index: int) -> None:
@@ -134,7 +179,7 @@ def _show_answer(label: str, style: str, side: Side, index: int) -> None:
     if side.gold:
         numbers += f", gold {side.gold[index]['score']:.2f}"
     answer = Text(f"  {label:<7} ")
-    answer.append(side.texts[index], style=style)
+    answer.append(visible(side.texts[index]), style=style)
     answer.append(f"   ({numbers})")
     console.print(answer)
 

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Tokens
-from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.packing import run_packed, takes_packed, to_round
 from rlhf_ppo.models.softmax import logprobs_and_entropies
 
@@ -24,6 +23,8 @@ from rlhf_ppo.models.softmax import logprobs_and_entropies
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 # But never fewer: each chunk adds to the gradient of the whole output layer.
 CHUNK_TOKENS = 256
+# The bound that a tanh holds logits to, as Gemma 2 and 3, RecurrentGemma and xLSTM call it.
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def sequence_states(
     # A causal model never looks to its right: padded there, it needs no mask.
     rows = pad_sequence(list(ids.split(lengths)), batch_first=True)
     states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
-    inside = torch.arange(rows.shape[1]) < torch.tensor(lengths)[:, None]
-    return states[inside.to(states.device)]
+    width = rows.shape[1]
+    inside = [torch.arange(length) + row * width for row, length in enumerate(lengths)]
+    return states.flatten(0, 1)[torch.cat(inside).to(states.device)]
 
 
 def token_logprobs(
@@ -153,44 +155,36 @@ def _chunk_logprobs(
 
 
 def output_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits (N, V) of hidden states (N, H), with what some families do after the output layer."""
+    """Logits (N, V) of hidden states (N, H), with what some families do after the output layer.
+
+    `models/trial.py` refuses a family that does something else.
+    """
     head: Any = model.get_output_embeddings()
     logits: Tensor = head(states.to(head.weight.dtype))
     config: Any = model.config.get_text_config()
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:  # Granite
+    # Cohere's, from the model: MPT's configuration has one too, which its model does not use.
+    for factor in (
+        getattr(model, "logit_scale", None),
+        getattr(config, "lm_head_multiplier", None),
+    ):
+        if factor is not None:  # the second is Falcon-H1's
+            logits = logits * factor
+    if getattr(config, "logits_scaling", None) is not None:  # Granite; MiniCPM 3, before the layer
         logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    caps = [getattr(config, name, None) for name in CAPS]
+    cap = next((found for found in caps if found is not None), None)
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def find_trunk(model: PreTrainedModel) -> nn.Module:
-    """The model without its output layer."""
-    trunk = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    return trunk if isinstance(trunk, nn.Module) else model.base_model
-
-
-@torch.no_grad()
-def check_output_layer(model: PreTrainedModel, path: str) -> None:
-    """Compare our logits with the model's own on a few tokens.
-
-    A family that changes its logits in a way we do not know would otherwise train against
-    log-probabilities that are not the model's.
-
-    Raises:
-        UserError: they differ.
-    """
-    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
-    expected = model(input_ids=ids, use_cache=False).logits[0].float()
-    states = find_trunk(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-    found = output_logits(model, states).float()
-    scale = expected.abs().max().clamp(min=1.0)
-    if not torch.allclose(found / scale, expected / scale, atol=1e-2):
-        raise UserError(
-            f"policy.path: {path!r} ({type(model).__name__}) changes its logits after the output "
-            "layer in a way that is not supported yet; please report the model's name."
-        )
+    """The model without its output layer, whose last hidden states that layer reads."""
+    # `get_decoder` finds the output layer itself in ModernBERT's decoder, `base_model` the whole
+    # model in Llama 4: neither is a trunk.
+    found = [model.get_decoder() if hasattr(model, "get_decoder") else None, model.base_model]
+    for trunk in (*found, *model.children()):
+        if isinstance(trunk, PreTrainedModel) and trunk is not model:
+            return trunk
+    return model.base_model
 
 
 def micro_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:

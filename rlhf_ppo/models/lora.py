@@ -14,11 +14,25 @@ from torch import nn
 
 from rlhf_ppo.config import LoraConfig
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.files import (
+    ADAPTER_FILE,
+    loading,
+)
+from rlhf_ppo.models.files import is_adapter as is_adapter
 
-ADAPTER_FILE = "adapter_config.json"
 POLICY = "default"  # PEFT's name: a saved adapter of that name lies at the top of its folder
 REFERENCE, VALUE = "rlhf_reference", "rlhf_value"  # no module of a model is called so
 RANK, ALPHA, TARGETS = 16, 32.0, ("all-linear",)
+# What LoRA can be set to and still be what the run's own code takes it for: two small matrices a
+# layer, added to the layer's output, that leave the base as it is.
+PLAIN = {
+    *("peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path"),
+    *("revision", "inference_mode", "runtime_config", "r", "lora_alpha", "lora_dropout"),
+    *("target_modules", "exclude_modules", "fan_in_fan_out", "bias", "use_rslora", "use_dora"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "qalora_group_size", "megatron_core", "loftq_config"),
+}
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal")  # the others change the base as well
 
 
 def peft_config(lora: LoraConfig, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> peft.LoraConfig:
@@ -33,21 +47,14 @@ def peft_config(lora: LoraConfig, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> peft
     )
 
 
-def is_adapter(path: str) -> bool:
-    """Whether a folder holds a PEFT adapter in place of a whole model."""
-    return (Path(path) / ADAPTER_FILE).is_file()
-
-
 def read_adapter(path: str, setting: str) -> peft.PeftConfig:
     """What an adapter folder says of itself.
 
     Raises:
         UserError: damaged, or it does not name its base model.
     """
-    try:
+    with loading(ADAPTER_FILE, path, setting, [ADAPTER_FILE]):
         found: peft.PeftConfig = peft.PeftConfig.from_pretrained(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{setting}: cannot read {Path(path) / ADAPTER_FILE}: {error}") from error
     if not found.base_model_name_or_path:
         raise UserError(
             f"{setting}: {Path(path) / ADAPTER_FILE} does not name its base model; set "
@@ -57,8 +64,21 @@ def read_adapter(path: str, setting: str) -> peft.PeftConfig:
 
 
 def base_path(path: str, setting: str) -> str:
-    """Where the weights of a model are: the base of an adapter folder, else `path` itself."""
-    return str(read_adapter(path, setting).base_model_name_or_path) if is_adapter(path) else path
+    """Where the weights of a model are: the base of an adapter folder, else `path` itself.
+
+    A relative path in an adapter's settings is taken from the current folder, as PEFT takes it, or
+    else from the adapter's own.
+    """
+    if not is_adapter(path):
+        return path
+    named = str(read_adapter(path, setting).base_model_name_or_path)
+    beside = Path(path) / named
+    return str(beside) if not Path(named).exists() and beside.is_dir() else named
+
+
+def kind_of(settings: Any) -> str:
+    """PEFT's name of its type, as LORA."""
+    return str(getattr(settings.peft_type, "value", settings.peft_type))
 
 
 def check_start(path: str, lora: LoraConfig, setting: str) -> None:
@@ -68,15 +88,11 @@ def check_start(path: str, lora: LoraConfig, setting: str) -> None:
         UserError: it is not plain LoRA, or has another shape than `lora` asks for.
     """
     found: Any = read_adapter(path, setting)
-    kind = str(getattr(found.peft_type, "value", found.peft_type))
-    extras = [name for name in ("modules_to_save", "trainable_token_indices") if _has(found, name)]
-    if kind != "LORA" or extras or found.bias != "none":
-        what = f"trains {extras[0]}" if extras else f"is of type {kind}"
-        if kind == "LORA" and not extras:
-            what = f"trains biases (bias = {found.bias})"
+    extra = beyond_plain(found)
+    if extra is not None:
         raise UserError(
-            f"{setting}: the adapter {path} {what}; only plain LoRA can be trained on. Set lora to "
-            "null: then it is merged into its base and all weights are trained."
+            f"{setting}: the adapter {path} {extra}; only plain LoRA can be trained on. Set lora "
+            "to null: then it is merged into its base and all weights are trained."
         )
     targets = found.target_modules
     asked = {"rank": (lora.rank, found.r), "alpha": (lora.alpha, found.lora_alpha)}
@@ -90,8 +106,21 @@ def check_start(path: str, lora: LoraConfig, setting: str) -> None:
             )
 
 
-def _has(config: Any, name: str) -> bool:
-    return bool(getattr(config, name, None))
+def beyond_plain(settings: Any) -> str | None:
+    """What in an adapter's settings is more than plain LoRA; None: nothing."""
+    if kind_of(settings) != "LORA":
+        return f"is of type {kind_of(settings)}"
+    if settings.bias != "none":
+        return f"trains biases (bias = {settings.bias})"
+    if settings.init_lora_weights not in PLAIN_STARTS:
+        return f"changes its base (init_lora_weights = {settings.init_lora_weights})"
+    plain = peft.LoraConfig()
+    for name in sorted(vars(plain).keys() - PLAIN):
+        value = getattr(settings, name, None)
+        if value and value != getattr(plain, name):
+            verb = "trains" if name in ("modules_to_save", "trainable_token_indices") else "uses"
+            return f"{verb} {name}"
+    return None
 
 
 @contextmanager
@@ -151,7 +180,9 @@ def add_saved_adapter(lm: Any, name: str, path: str) -> bool:
         Whether all its weights found their place; if not, nothing was added.
     """
     settings: Any = peft.PeftConfig.from_pretrained(path)
-    if str(getattr(settings.peft_type, "value", settings.peft_type)) != "LORA":
+    own = deepcopy(settings)
+    own.modules_to_save = None
+    if beyond_plain(own) is not None:
         return False
     weights = {
         key: value for key, value in load_peft_weights(path, device="cpu").items() if "lora_" in key

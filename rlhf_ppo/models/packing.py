@@ -18,8 +18,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "rlhf_ppo_packed"
+WINDOW = "packed_window"  # on a module: tokens of its shortest attention window
 ROUND = 64  # tokens, see `to_round`
 _inside: list[bool] = []  # not empty while a packed row goes through a model
+_windows: set[int] = set()  # lengths of attention windows that a model asked for in a packed row
 
 
 def packed_attention(
@@ -54,6 +56,7 @@ def packed_attention(
         if packed_lengths is None:
             found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         else:
+            _note_window(options.get("sliding_window"))
             found = _attend_packed(module, query, key, value, packed_lengths, options)
     return found.to(own), None
 
@@ -100,9 +103,15 @@ def _attend_packed(
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:
     """No mask for packed rows, whose (T, T) one would be almost all False; SDPA's otherwise."""
     if _inside:
+        _note_window(options.get("local_size"))
         return None
     mask: Tensor | None = sdpa_mask(*arguments, **options)
     return mask
+
+
+def _note_window(length: Any) -> None:
+    if isinstance(length, int):
+        _windows.add(length)
 
 
 AttentionInterface.register(NAME, packed_attention)
@@ -167,6 +176,8 @@ def takes_packed(trunk: nn.Module, longest: int) -> bool:
         return False
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    # Not every family calls it so (`local_attention`): what the layers asked for when tried.
+    windows.append(getattr(trunk, WINDOW, None))
     return all(window is None or longest <= window for window in windows)
 
 
@@ -186,6 +197,7 @@ def enable_packing(model: Any, trunk: nn.Module) -> bool:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (sum(lengths),), generator=generator).to(model.device)
     positions = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
+    _windows.clear()
     try:
         alone = [
             trunk(input_ids=part[None], use_cache=False).last_hidden_state[0]
@@ -197,10 +209,13 @@ def enable_packing(model: Any, trunk: nn.Module) -> bool:
         scale = expected.abs().max().clamp(min=1e-6)
         tolerance = 2e-2 if _is_half(model) else 1e-4
         alike = torch.allclose(found / scale, expected / scale, atol=tolerance)
-    except (AttributeError, ValueError, TypeError, RuntimeError):
+    except Exception:  # of any model's own code: such a one gets padded rows
         alike = False
     if not alike:
         model.set_attn_implementation(before)
+    elif _windows:
+        for module in (model, trunk):
+            setattr(module, WINDOW, min(_windows))
     return alike
 
 

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import TokenOutputs
 from rlhf_ppo.config import LoraConfig, ValueConfig
+from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.forward import Layout, find_trunk, hidden_states, spread, token_logprobs
 from rlhf_ppo.models.lora import (
     REFERENCE,
@@ -19,11 +21,12 @@ from rlhf_ppo.models.lora import (
     adapter_parameters,
     checkpoint_contexts,
     copy_policy_adapter,
-    peft_config,
     using_adapter,
 )
 from rlhf_ppo.models.packing import enable_packing
 from rlhf_ppo.models.value_head import PooledValueHead
+
+WIDTH = "value_states_width"  # on a value model: features of its last hidden states
 
 
 class PolicyWithValueHead(nn.Module):
@@ -55,7 +58,8 @@ class PolicyWithValueHead(nn.Module):
         enable_packing(base_model(lm), find_trunk(base_model(lm)))
         if value_trunk is not None:
             enable_packing(value_trunk, value_trunk)
-        self.value_head: Any = pooled or _linear_head(lm if value_trunk is None else value_trunk)
+        width = states_width(base_model(lm), value_trunk)
+        self.value_head: Any = pooled or _linear_head(width)
 
     def forward(
         self, layout: Layout, temperature: float, entropy_gradient: bool = False
@@ -123,9 +127,9 @@ class PolicyWithValueHead(nn.Module):
         return {k: p for k, p in self.named_parameters() if k not in of_value}
 
 
-def _linear_head(model: Any) -> nn.Linear:
+def _linear_head(width: int) -> nn.Linear:
     """V starts at exactly 0 everywhere: no random values in the first advantages."""
-    head = nn.Linear(int(model.config.get_text_config().hidden_size), 1)
+    head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
@@ -152,6 +156,18 @@ def base_model(lm: Any) -> PreTrainedModel:
     return inner
 
 
+def states_width(lm: PreTrainedModel, value_trunk: nn.Module | None) -> int:
+    """Features of the hidden states that a value head reads.
+
+    What the output layer takes, or what comes out of a value model: a configuration's `hidden_size`
+    is another number where a projection follows (OPT-350m).
+    """
+    if value_trunk is not None:
+        return int(getattr(value_trunk, WIDTH))
+    head: Any = lm.get_output_embeddings()
+    return int(getattr(head, "in_features", 0) or head.weight.shape[-1])
+
+
 def _logprobs(lm: PreTrainedModel, layout: Layout, temperature: float) -> Tensor:
     states = hidden_states(find_trunk(lm), layout)
     logprobs, _ = token_logprobs(lm, states, layout.targets, temperature)
@@ -164,6 +180,7 @@ def build_policy(
     value: ValueConfig,
     reward_model: PreTrainedModel | None,
     gradient_checkpointing: bool,
+    adapter_seed: int = 0,
 ) -> PolicyWithValueHead:
     """Assemble the policy from a loaded model.
 
@@ -173,6 +190,7 @@ def build_policy(
         value: where the values come from.
         reward_model: needed when the value model starts from it.
         gradient_checkpointing: recompute activations in the backward pass.
+        adapter_seed: of the first weights of a fresh adapter.
     """
     value_trunk = _value_trunk(lm, value, reward_model)
     if gradient_checkpointing:
@@ -181,27 +199,38 @@ def build_policy(
     if isinstance(lm, peft.PeftModel):
         copy_policy_adapter(lm, REFERENCE, trained=False)
     elif lora is not None:  # fresh adapters change nothing until they are trained
-        trained = peft.get_peft_model(lm, peft_config(lora, "CAUSAL_LM"))
+        trained = _with_adapters(lm, lora, adapter_seed)
     if value.model == "adapter":
         copy_policy_adapter(trained, VALUE, trained=True)
     pooled = None
     if value.model == "pooled":
-        width = base_model(trained).config.get_text_config().hidden_size
-        pooled = PooledValueHead(int(width))
+        pooled = PooledValueHead(states_width(base_model(trained), None))
     policy = PolicyWithValueHead(trained, value_trunk, pooled)
     if value.model == "reward" and reward_model is not None:
         with torch.no_grad():
-            policy.value_head.weight.copy_(getattr(reward_model, "score").weight)  # noqa: B009
+            policy.value_head.weight.copy_(score_head(reward_model).weight)
     # train() switches checkpointing on in Transformers' models; dropout is 0 already.
     return policy.train(gradient_checkpointing)
+
+
+def _with_adapters(lm: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
+    try:
+        return fresh_adapter(lm, lora, "CAUSAL_LM", seed)
+    except ValueError as error:  # layers that PEFT does not adapt (Mamba's), or none of that name
+        raise UserError(
+            f"lora.target_modules: {type(lm).__name__} (model type {lm.config.model_type}): "
+            f"{str(error).splitlines()[0]} Name the layers to adapt as a list."
+        ) from error
 
 
 def _value_trunk(
     lm: PreTrainedModel | peft.PeftModel, value: ValueConfig, reward_model: PreTrainedModel | None
 ) -> Any:
     """A trunk of its own for the values, all weights trained and so in float32; or None."""
+    width = states_width(base_model(lm), None)
     if value.model == "reward" and reward_model is not None:
         trunk = copy.deepcopy(reward_model.base_model)
+        width = score_head(reward_model).in_features
     elif value.model == "policy":
         if isinstance(lm, peft.PeftModel):
             trunk = find_trunk(copy.deepcopy(lm).merge_and_unload())
@@ -209,10 +238,33 @@ def _value_trunk(
             trunk = copy.deepcopy(find_trunk(lm))
     else:
         return None
+    setattr(trunk, WIDTH, width)
     return trunk.float().requires_grad_(True)
 
 
+def score_head(reward_model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that a reward model ends in, which a value head can start from.
+
+    Raises:
+        UserError: it ends in something else.
+    """
+    found = getattr(reward_model, "score", None)
+    if isinstance(found, nn.Linear):
+        return found
+    raise UserError(
+        f"value.model = reward: {type(reward_model).__name__} (model type "
+        f"{reward_model.config.model_type}) does not end in one linear layer on the states of a "
+        "causal model, so values cannot start from it. Use value.model shared or policy."
+    )
+
+
 def _checkpoint(lm: PreTrainedModel, value_trunk: Any, *, with_adapters: bool) -> None:
+    for model in (lm, value_trunk):
+        if model is not None and not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"policy.gradient_checkpointing: {type(model).__name__} (model type "
+                f"{model.config.model_type}) cannot recompute its activations. Set it to false."
+            )
     options: dict[str, Any] = {"use_reentrant": False}
     if value_trunk is not None:
         value_trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(options))

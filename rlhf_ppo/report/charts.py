@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from rlhf_ppo.report.numbers import MINUS
+from rlhf_ppo.report.scales import Point, bins, thin, tick_labels, ticks, whole_range
 
-Point = tuple[float, float]
-MOST_POINTS = 240  # of a line: more cannot be told apart at this width
+SIZE = (360, 190)  # of the canvas of a chart
+SIZES = {"third": SIZE, "half": (560, 220), "whole": (1130, 260)}  # by its share of a row
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Whisker:
     y: tuple[float, float, float]
     style: str
     label: str
+    short: str = ""
+    """Written beside the point, where there is room."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Axes:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     x_label: str
-    whole_x: bool = True
-    width: int = 360
-    height: int = 190
+    whole_x: bool
+    width: int
+    height: int
     left: int = 44
     right: int = 10
     top: int = 10
@@ -110,7 +112,12 @@ class Axes:
 
 
 def fit_axes(
-    xs: Iterable[float], ys: Iterable[float], x_label: str, *, whole_x: bool = True
+    xs: Iterable[float],
+    ys: Iterable[float],
+    x_label: str,
+    *,
+    whole_x: bool = True,
+    size: tuple[int, int] = SIZE,
 ) -> Axes | None:
     """Axes around all finite values; None if there are none."""
     x_values = [value for value in xs if math.isfinite(value)]
@@ -120,39 +127,18 @@ def fit_axes(
     x_low, x_high = min(x_values), max(x_values)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    axes = Axes((x_low, x_high), _rounded(min(y_values), max(y_values)), x_label, whole_x)
+    y_range = whole_range(min(y_values), max(y_values))
+    axes = Axes((x_low, x_high), y_range, x_label, whole_x, *size)
     widest = max(len(name) for name in tick_labels(ticks(*axes.y_range, 5)))
     return replace(axes, left=max(26, 14 + 6 * widest))
 
 
-def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` of them."""
-    span = high - low
-    if not span > 0:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= count)
-    if whole:
-        step = max(1.0, float(math.ceil(step)))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)] or [low]
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """The ticks of an axis, with as many decimals, or digits, each as tell them apart."""
-    largest = max((abs(value) for value in values), default=0.0)
-    plain = not largest or 1e-3 <= largest < 1e5
-    forms = [f".{decimals}f" for decimals in range(6)] if plain else []
-    names: list[str] = []
-    for form in [*forms, *(f".{digits}g" for digits in range(3, 16))]:
-        names = [f"{value:{form}}" for value in values]
-        right = all(
-            abs(float(name) - value) <= 1e-6 * largest
-            for name, value in zip(names, values, strict=True)
-        )
-        if right and len(set(names)) == len(set(values)):
-            break
-    return ["0" if float(name) == 0 else name.replace("-", MINUS) for name in names]
+def spans(count: int) -> list[str]:
+    """How wide each of so many charts is, so that every row is full: rows of three, then of two."""
+    if count == 1:
+        return ["whole"]
+    halves = {0: 0, 1: 4, 2: 2}[count % 3]
+    return ["third"] * (count - halves) + ["half"] * halves
 
 
 def line_chart(
@@ -163,6 +149,8 @@ def line_chart(
     whiskers: Sequence[Whisker] = (),
     span: Span | None = None,
     whole_x: bool = True,
+    size: tuple[int, int] = SIZE,
+    around: Sequence[Point] = (),
 ) -> Markup | None:
     """Curves over one another; None if no value is finite.
 
@@ -173,6 +161,8 @@ def line_chart(
         whiskers: points with intervals, drawn on top.
         span: a vertical line with its interval, drawn below.
         whole_x: ticks of the x axis are whole numbers.
+        size: width and height of the canvas.
+        around: points that the axes must reach, so that several charts share one scale.
     """
     drawn = [replace(line, points=thin(line.points)) for line in lines]
     xs = [x for line in drawn for x, _ in line.points] + [
@@ -181,8 +171,11 @@ def line_chart(
     ys = [y for line in drawn for _, y in line.points]
     ys += [edge for line in drawn for _, *edges in line.band for edge in edges]
     ys += [value for whisker in whiskers for value in whisker.y]
-    axes = fit_axes(xs, ys, x_label, whole_x=whole_x)
-    if axes is None:
+    xs, ys = [*xs, *(x for x, _ in around)], [*ys, *(y for _, y in around)]
+    axes = fit_axes(xs, ys, x_label, whole_x=whole_x, size=size)
+    if axes is None or not any(math.isfinite(y) for line in lines for _, y in line.points) | bool(
+        whiskers
+    ):
         return None
     parts = [axes.frame()]
     if span is not None:
@@ -190,12 +183,16 @@ def line_chart(
     parts += [_band(axes, line) for line in drawn if line.band]
     parts += [_line(axes, line) for line in drawn]
     parts += [_whisker(axes, whisker) for whisker in whiskers]
+    parts += _short_labels(axes, whiskers)
     description = "; ".join(filter(None, (describe_line(line) for line in lines)))
     return canvas(axes.width, axes.height, title, description, parts)
 
 
 def histogram(
-    title: str, sides: Sequence[tuple[str, str, Sequence[float]]], x_label: str
+    title: str,
+    sides: Sequence[tuple[str, str, Sequence[float]]],
+    x_label: str,
+    size: tuple[int, int] = SIZE,
 ) -> Markup | None:
     """Shares of values by bin, as outlines over one another; None if no value is finite.
 
@@ -203,6 +200,7 @@ def histogram(
         title: for those who do not see it.
         sides: name, style and values of each.
         x_label: under the axis, with the unit.
+        size: width and height of the canvas.
     """
     values = [value for _, _, side in sides for value in side if math.isfinite(value)]
     if not values:
@@ -216,13 +214,14 @@ def histogram(
             place = int((value - edges[0]) / (edges[1] - edges[0]))
             counts[min(max(place, 0), len(counts) - 1)] += 1
         heights.append([count / max(1, len(finite)) for count in counts])
-    axes = fit_axes(edges, [0.0, *(h for side in heights for h in side)], x_label, whole_x=False)
+    shares = [0.0, *(h for side in heights for h in side)]
+    axes = fit_axes(edges, shares, x_label, whole_x=False, size=size)
     if axes is None:
         return None
     parts = [axes.frame()]
-    for (_, style, _), shares in zip(sides, heights, strict=True):
+    for (_, style, _), height in zip(sides, heights, strict=True):
         outline = [(edges[0], 0.0)]
-        for left, right, share in zip(edges, edges[1:], shares, strict=False):
+        for left, right, share in zip(edges, edges[1:], height, strict=False):
             outline += [(left, share), (right, share)]
         outline.append((edges[-1], 0.0))
         path = _path(outline, axes.x, axes.y)
@@ -231,45 +230,6 @@ def histogram(
         f"{name}: mean {sum(side) / len(side):.3g}" for name, _, side in sides if len(side)
     )
     return canvas(axes.width, axes.height, title, told, parts)
-
-
-def bins(values: Sequence[float], most: int = 24) -> list[float]:
-    """Edges of bins of one round width that cover all values."""
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    marks = ticks(low, high, most)
-    step = marks[1] - marks[0] if len(marks) > 1 else high - low
-    start = math.floor(low / step + 1e-9) * step
-    return [start + number * step for number in range(math.floor((high - start) / step) + 2)]
-
-
-def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` points that keep each stretch's lowest and highest value, and gaps."""
-    if len(points) <= most:
-        return list(points)
-    size = math.ceil(2 * len(points) / most)
-    kept: list[Point] = []
-    for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        finite = [point for point in stretch if math.isfinite(point[1])]
-        if finite:
-            both = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])}
-            kept += sorted(both)
-        else:
-            kept.append(stretch[0])
-    return kept
-
-
-def running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """Mean over the finite points around each, up to `window`; fewer towards both ends."""
-    finite = [point for point in points if math.isfinite(point[1])]
-    means: list[Point] = []
-    for place, (x, _) in enumerate(finite):
-        side = min(window // 2, place, len(finite) - 1 - place)
-        near = [y for _, y in finite[place - side : place + side + 1]]
-        means.append((x, sum(near) / len(near)))
-    return means
 
 
 def describe_line(line: Line) -> str:
@@ -300,16 +260,6 @@ def text(x: float, y: float, words: str, anchor: str = "start", style: str = "")
     """A label on a chart."""
     form = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
     return form.format(f"label {style}".strip(), x, y, anchor, words)
-
-
-def _rounded(low: float, high: float) -> tuple[float, float]:
-    """A range that ends at whole ticks; some room where all values are alike."""
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        room = 0.1 * abs(low) or 1.0
-        low, high = (max(low - room, 0.0) if low >= 0 else low - room), high + room
-    marks = ticks(low, high, 5)
-    step = marks[1] - marks[0] if len(marks) > 1 else high - low
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 
 
 def _path(points: Iterable[Point], x: Callable[[float], float], y: Callable[[float], float]) -> str:
@@ -365,6 +315,26 @@ def _whisker(axes: Axes, whisker: Whisker) -> Markup:
         parts.append(rod.format(whisker.style, across, across, axes.y(y_low), axes.y(y_high)))
     parts.append(_dot(across, down, whisker.style, whisker.label))
     return Markup("").join(parts)
+
+
+def _short_labels(axes: Axes, whiskers: Sequence[Whisker]) -> list[Markup]:
+    """Names beside their points, above or below; one that would lie on another is left out."""
+    taken: list[tuple[float, float, float]] = []  # left, right, baseline
+    parts = []
+    for whisker in whiskers:
+        x, y = axes.x(whisker.x[0]), axes.y(whisker.y[0])
+        wide = 6.2 * len(whisker.short)
+        for left, base in ((x + 6, y - 6), (x + 6, y + 15), (x - 6 - wide, y - 6)):
+            free = all(
+                left > right or left + wide < start or abs(base - line) > 11
+                for start, right, line in taken
+            )
+            inside = axes.left < left and left + wide < axes.width and base > 8
+            if whisker.short and free and inside and base < axes.height - axes.bottom:
+                taken.append((left, left + wide, base))
+                parts.append(text(left, base, whisker.short, "start", f"mark {whisker.style}"))
+                break
+    return parts
 
 
 def _span(axes: Axes, span: Span) -> Markup:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from rlhf_ppo.report.charts import Line, Point, line_chart, running_mean
-from rlhf_ppo.report.folder import Json, RunFolder, number
+from rlhf_ppo.report.charts import SIZES, Line, line_chart, spans
+from rlhf_ppo.report.folder import Json, RunFolder, lookup, number
 from rlhf_ppo.report.guide import describe
 from rlhf_ppo.report.numbers import shown
+from rlhf_ppo.report.scales import Point, running_mean
 
 GROUPS = (
     ("Score", ("score/", "gold/", "heldout/score", "heldout/gold", "reward/")),
@@ -20,6 +21,8 @@ GROUPS = (
     ("Time and memory", ("time/", "throughput/", "memory/")),
 )
 OTHER = "Other"
+PARTS = "heldout/gold/"
+FEW = 12  # up to so many points, each has a mark
 # What counts up all the time says nothing as a curve.
 NOT_DRAWN = ("step", "episodes", "tokens")
 # A metric of training, and the same number on held-out prompts: in one chart.
@@ -47,6 +50,19 @@ class Figure:
     chart: Markup
     legend: Sequence[tuple[str, str]] = ()
     """Style and name of each line, where there are several."""
+    span: str = "third"
+    """Its share of a row: third, half or whole."""
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """Small charts of like quantities on one scale."""
+
+    title: str
+    unit: str
+    meaning: str
+    charts: Sequence[tuple[str, Markup]]
+    legend: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -56,24 +72,114 @@ class Group:
     drawn: list[Figure]
     constant: list[tuple[str, str, str]]
     """Name, value and key of metrics that never change: a sentence says as much as a chart."""
+    multiples: list[Multiples] = field(default_factory=list)
 
 
 def curve_groups(runs: Sequence[RunFolder]) -> list[tuple[str, Group]]:
     """Charts of all metrics of one run, or of several over one another, by group."""
+    runs = [replace(run, heldout=heldout_rows(run)) for run in runs]
     keys = {key for run in runs for row in run.metrics for key in row if key not in NOT_DRAWN}
     # What another chart already shows.
-    paired = {other for key, other in PAIRS.items() if key in keys}
+    shown_there = {other for key, other in PAIRS.items() if key in keys}
+    shown_there |= {key for key in keys if key.startswith(PARTS)}
     groups = {name: Group([], []) for name in (*(name for name, _ in GROUPS), OTHER)}
-    for key in sorted(keys - paired, key=_order):
-        group = groups[group_of(key)]
+    drawn: dict[str, list[str]] = {name: [] for name in groups}
+    for key in sorted(keys - shown_there, key=_order):
+        name = group_of(key)
         values = {y for run in runs for _, y in series(run.metrics, key)}
-        figure = metric_figure(runs, key)
         if len(values) == 1 and len(runs[0].metrics) > 1:
             entry = describe(key)
-            group.constant.append((entry.name if entry else key, shown(values.pop()), key))
-        elif figure is not None:
-            group.drawn.append(figure)
-    return [(name, group) for name, group in groups.items() if group.drawn or group.constant]
+            title = entry.name if entry else key
+            groups[name].constant.append((title, shown(values.pop()), key))
+        elif any(math.isfinite(value) for value in values):
+            drawn[name].append(key)
+    for name, own in drawn.items():
+        found = [
+            metric_figure(runs, key, span) for key, span in zip(own, spans(len(own)), strict=True)
+        ]
+        groups[name].drawn.extend(figure for figure in found if figure is not None)
+    parts = part_multiples(runs)
+    if parts is not None:
+        groups["Score"].multiples.append(parts)
+    return [
+        (name, group)
+        for name, group in groups.items()
+        if group.drawn or group.constant or group.multiples
+    ]
+
+
+def part_multiples(runs: Sequence[RunFolder]) -> Multiples | None:
+    """The parts of the gold score on held-out prompts, on one scale, from the reference on."""
+    names: dict[str, None] = {}
+    for run in runs:
+        for row in run.metrics:
+            names |= {key.removeprefix(PARTS): None for key in row if key.startswith(PARTS)}
+    curves = {name: [_part_points(run, name) for run in runs] for name in names}
+    known = [point for found in curves.values() for points in found for point in points]
+    if not known:
+        return None
+    charts = []
+    for name, found in curves.items():
+        lines = [
+            Line(run.name, "held" if len(runs) == 1 else f"run-{place}", points, dots=True)
+            for place, (run, points) in enumerate(zip(runs, found, strict=True))
+        ]
+        chart = line_chart(name, lines, "step", size=(200, 116), around=known)
+        if chart is not None:
+            charts.append((name.replace("_", " "), chart))
+    counts = sorted({str(_asked(run)) for run in runs if _asked(run)})
+    return Multiples(
+        title="Parts of the gold score on held-out prompts",
+        unit="gold units",
+        meaning=(
+            f"mean over {' or '.join(counts) or 'the'} prompts at each evaluation; step 0 is the "
+            "reference; one scale for all"
+        ),
+        charts=charts,
+        legend=[(f"run-{place}", run.name) for place, run in enumerate(runs)] * (len(runs) > 1),
+    )
+
+
+def heldout_rows(run: RunFolder) -> list[Json]:
+    """The evaluations during training, and that of the finished policy on the same prompts.
+
+    The last one counts only where this run's own policy was evaluated as in training, which is when
+    `frontier.json` holds it.
+    """
+    points = lookup(run.frontier, "ppo") or []
+    last = number(lookup(points[-1], "step")) if points else math.nan
+    if not run.heldout or not last > number(run.heldout[-1]["step"]) or not run.samples:
+        return run.heldout
+    mine = [lookup(row, "policy") for row in run.samples[: _asked(run)]]
+    final: Json = {"step": last}
+    for name in run.heldout[-1]:
+        if name != "step":
+            place = ("gold", "score") if name == "gold" else (name,)
+            final[name] = [_as_number(lookup(side, *place)) for side in mine]
+    return [*run.heldout, final]
+
+
+def _part_points(run: RunFolder, part: str) -> list[Point]:
+    """Means of a gold part: of the reference, at each evaluation, of the finished policy."""
+    points = series(run.metrics, PARTS + part)
+    for side, step in (
+        ("reference", 0.0),
+        ("policy", number(run.heldout[-1]["step"]) if run.heldout else math.nan),
+    ):
+        values = [number(lookup(row, side, "gold", part)) for row in run.samples[: _asked(run)]]
+        known = [value for value in values if math.isfinite(value)]
+        if known and run.heldout and step not in [x for x, _ in points]:
+            points.append((step, sum(known) / len(known)))
+    return sorted(points)
+
+
+def _asked(run: RunFolder) -> int:
+    """Prompts of each evaluation during training."""
+    return len(run.heldout[-1].get("score") or ()) if run.heldout else 0
+
+
+def _as_number(value: object) -> float:
+    return float(value) if isinstance(value, bool) else number(value)
 
 
 def group_of(key: str) -> str:
@@ -84,7 +190,7 @@ def group_of(key: str) -> str:
     return OTHER
 
 
-def metric_figure(runs: Sequence[RunFolder], key: str) -> Figure | None:
+def metric_figure(runs: Sequence[RunFolder], key: str, span: str = "third") -> Figure | None:
     """One metric over the steps; None if no value is finite."""
     alone = len(runs) == 1
     held = PAIRS.get(key)
@@ -100,7 +206,8 @@ def metric_figure(runs: Sequence[RunFolder], key: str) -> Figure | None:
                 lines.append(Line("each step", f"{style} faint", points))
             lines.append(Line(name, style, running_mean(points, window)))
         else:
-            lines.append(Line("each step" if alone else run.name, style, points))
+            name = "each step" if alone else run.name
+            lines.append(Line(name, style, points, dots=len(points) <= FEW))
         legend.append((style, lines[-1].name))
         if held is not None and alone:
             line = _held_out(run, held)
@@ -109,7 +216,7 @@ def metric_figure(runs: Sequence[RunFolder], key: str) -> Figure | None:
                 legend.append((line.style, line.name))
     entry = describe(key)
     title = entry.name if entry else key
-    chart = line_chart(title, lines, "PPO step")
+    chart = line_chart(title, lines, "PPO step", size=SIZES[span])
     if chart is None:
         return None
     return Figure(
@@ -120,27 +227,33 @@ def metric_figure(runs: Sequence[RunFolder], key: str) -> Figure | None:
         expected=entry.expected if entry else "",
         chart=chart,
         legend=legend if len(legend) > 1 or lines[0].name != "each step" else (),
+        span=span,
     )
 
 
 def stage_figures(runs: Sequence[RunFolder]) -> list[Figure]:
     """Loss and accuracy of the supervised and the reward stage."""
-    figures = []
-    for stage, title in (("sft", "Supervised model"), ("reward_model", "Reward model")):
-        for key, words in LOSSES.items():
-            lines = []
-            for place, run in enumerate(runs):
-                points = series(getattr(run, stage), key)
-                style = "after" if len(runs) == 1 else f"run-{place}"
-                window = len(points) // WINDOW if len(points) >= LONG else 0
-                shown = running_mean(points, window) if window > 1 else points
-                lines.append(Line(run.name, style, shown))
-            chart = line_chart(f"{title}: {words}", lines, "optimizer step")
-            if chart is not None:
-                unit = "nats" if key == "loss" else "fraction"
-                meaning = "on the training data, running mean"
-                file = f"{stage}/metrics.jsonl: {key}"
-                figures.append(Figure(f"{title}: {words}", unit, file, meaning, "", chart))
+    figures: list[Figure] = []
+    drawn = [
+        (stage, title, key, words)
+        for stage, title in (("sft", "Supervised model"), ("reward_model", "Reward model"))
+        for key, words in LOSSES.items()
+        if any(math.isfinite(y) for run in runs for _, y in series(getattr(run, stage), key))
+    ]
+    for (stage, title, key, words), span in zip(drawn, spans(len(drawn)), strict=True):
+        lines = []
+        for place, run in enumerate(runs):
+            points = series(getattr(run, stage), key)
+            style = "after" if len(runs) == 1 else f"run-{place}"
+            window = len(points) // WINDOW if len(points) >= LONG else 0
+            shown = running_mean(points, window) if window > 1 else points
+            lines.append(Line(run.name, style, shown, dots=len(shown) <= FEW))
+        chart = line_chart(f"{title}: {words}", lines, "optimizer step", size=SIZES[span])
+        if chart is not None:
+            unit = "nats" if key == "loss" else "fraction"
+            meaning = "on the training data, running mean"
+            file = f"{stage}/metrics.jsonl: {key}"
+            figures.append(Figure(f"{title}: {words}", unit, file, meaning, "", chart, span=span))
     return figures
 
 
@@ -162,7 +275,7 @@ def _held_out(run: RunFolder, key: str) -> Line | None:
             spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
             half = 1.96 * (spread / len(values)) ** 0.5
             band.append((step, mean - half, mean + half))
-    title = "held-out prompts, 95 % interval"
+    title = f"{_asked(run)} held-out prompts, 95 % interval"
     if not points:
         points, title = series(run.metrics, key), "held-out prompts"
     return Line(title, "held", points, band, dots=True) if points else None

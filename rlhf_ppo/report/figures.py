@@ -7,23 +7,25 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_ppo.report.charts import (
+    SIZES,
     Line,
     Span,
     Whisker,
     canvas,
     histogram,
     line_chart,
+    spans,
     text,
-    tick_labels,
-    ticks,
 )
 from rlhf_ppo.report.curves import Figure
 from rlhf_ppo.report.folder import Estimate, Json, RunFolder, estimate, lookup, number
+from rlhf_ppo.report.scales import tick_labels, ticks
 from rlhf_ppo.report.tables import Rate
 
 ROW = 24  # height of a row of `forest`
-LABELS = 122  # width of its labels
+LABELS = 138  # width of its labels
 CANVAS = 370
+LARGE = (560, 330)  # canvas of the frontier
 
 
 def distributions(run: RunFolder) -> list[Figure]:
@@ -35,17 +37,21 @@ def distributions(run: RunFolder) -> list[Figure]:
         ("Response length", "tokens", ("length",), both),
         ("KL to the reference", "nats a response", ("kl",), both[1:]),
     )
-    figures = []
+    drawn = []
     for title, unit, place, sides in wanted:
         found = [
             (style, style, [number(lookup(row, side, *place)) for row in run.samples])
             for style, side in sides
         ]
-        chart = histogram(f"Distribution of {title}", found, unit)
+        if any(math.isfinite(value) for _, _, values in found for value in values):
+            drawn.append((title, unit, found))
+    figures = []
+    for (title, unit, found), span in zip(drawn, spans(len(drawn)), strict=True):
+        chart = histogram(f"Distribution of {title}", found, unit, SIZES[span])
         if chart is not None:
-            meaning = "share of the held-out prompts"
-            legend = [(style, style) for style, _ in sides]
-            figures.append(Figure(title, unit, "", meaning, "", chart, legend))
+            meaning = f"share of the {len(run.samples)} held-out prompts"
+            legend = [(style, style) for style, _, _ in found]
+            figures.append(Figure(title, unit, "", meaning, "", chart, legend, span))
     return figures
 
 
@@ -53,15 +59,15 @@ def frontier_figures(frontier: Json | None) -> list[Figure]:
     """Score and gold score against the square root of KL: best-of-n and PPO's checkpoints."""
     figures = []
     for by, title, unit in (
-        ("score", "Score against distance", "reward units"),
         ("gold", "Gold score against distance", "gold units"),
+        ("score", "Score against distance", "reward units"),
     ):
         whiskers: list[Whisker] = []
         lines: list[Line] = []
         legend: list[tuple[str, str]] = []
         for method, style, name in (
             ("best_of_n", "other", "best of n"),
-            ("ppo", "after", "PPO checkpoints"),
+            ("ppo", "after", "PPO, with its step"),
         ):
             found = _whiskers(lookup(frontier, method) or (), by, style)
             if not found:
@@ -77,11 +83,19 @@ def frontier_figures(frontier: Json | None) -> list[Figure]:
         if span is not None:
             legend.append(("span", "turning point of PPO, 95 % interval"))
         label = "√KL to the reference, √nats"
-        chart = line_chart(title, lines, label, whiskers=whiskers, span=span, whole_x=False)
+        chart = line_chart(
+            title, lines, label, whiskers=whiskers, span=span, whole_x=False, size=LARGE
+        )
         if chart is not None:
-            meaning = "held-out prompts; bars are 95 % intervals"
-            figures.append(Figure(title, unit, "", meaning, "", chart, legend))
+            meaning = f"{_prompts(frontier)}; bars are 95 % intervals"
+            figures.append(Figure(title, unit, "", meaning, "", chart, legend, "half"))
     return figures
+
+
+def _prompts(frontier: Json | None) -> str:
+    """How many held-out prompts and samples are behind the points."""
+    count, samples = lookup(frontier, "prompts"), lookup(frontier, "samples_per_prompt")
+    return f"best of n from {samples} samples to each of {count} held-out prompts"
 
 
 def turning_sentences(frontier: Json | None) -> list[str]:
@@ -99,6 +113,7 @@ def forest(
     rows: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]],
     x_range: tuple[float, float] | None = None,
     line_at: float | None = None,
+    width: int = CANVAS,
 ) -> Markup | None:
     """Estimates with their intervals, one row a name; None without rows.
 
@@ -107,6 +122,7 @@ def forest(
         rows: name, then style and estimate of each mark.
         x_range: of the axis; None: as the estimates need it.
         line_at: a vertical line to hold them against.
+        width: of the canvas.
     """
     finite = [
         value
@@ -126,7 +142,7 @@ def forest(
     base = ROW * len(rows) + 6
 
     def across(value: float) -> float:
-        return LABELS + (value - low) / (high - low) * (CANVAS - LABELS - 14)
+        return LABELS + (value - low) / (high - low) * (width - LABELS - 14)
 
     parts = []
     values = ticks(low, high, 5)
@@ -140,14 +156,14 @@ def forest(
         parts.append(rule.format(x, x, base))
     for place, (name, marks) in enumerate(rows):
         middle = ROW * place + ROW / 2 + 2
-        short = name if len(name) <= 24 else f"{name[:23]}…"
+        short = name if len(name) <= 22 else f"{name[:21]}…"
         parts.append(text(LABELS - 10, middle + 4, short, "end", "name"))
         parts += _marks(name, marks, middle, across)
     told = "; ".join(
         f"{name}: {', '.join(f'{style} {found.mean:.3g}' for style, found in marks)}"
         for name, marks in rows
     )
-    return canvas(CANVAS, base + 20, title, told, parts)
+    return canvas(width, base + 20, title, told, parts)
 
 
 def rate_rows(rates: Sequence[Rate]) -> list[tuple[str, Sequence[tuple[str, Estimate]]]]:
@@ -203,7 +219,8 @@ def _whiskers(points: Sequence[Mapping[str, Any]], by: str, style: str) -> list[
         x = (_root(kl.mean), _root(kl.low), _root(kl.high))
         name = f"best of {point['n']}" if "n" in point else f"PPO step {point.get('step')}"
         label = f"{name}: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}], KL {kl.mean:.3g}"
-        found.append(Whisker(x, (value.mean, value.low, value.high), style, label))
+        short = f"n={point['n']}" if "n" in point else f"{point.get('step')}"
+        found.append(Whisker(x, (value.mean, value.low, value.high), style, label, short))
     return found
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ppo.command_line import read_yaml
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.config.reading import read_yaml
+from rlhf_ppo.errors import UserError, shown
 
 Json = dict[str, Any]
 KNOWN = ("config.yaml", "metrics.jsonl", "evaluation/summary.json")
@@ -42,6 +42,8 @@ class RunFolder:
     reward_model: list[Json]
     machine: Json | None
     policy_stamp: Json | None
+    reward_stamp: Json | None  # what the reward model was trained from
+    evaluated_with: Json | None  # the settings of the evaluation
 
 
 def read_run(path: Path) -> RunFolder:
@@ -56,7 +58,6 @@ def read_run(path: Path) -> RunFolder:
             "of a run."
         )
     evaluation = path / "evaluation"
-    config = path / "config.yaml"
     findings = _read(evaluation / "diagnostics.json", list)
     samples = read_lines(evaluation / "samples.jsonl")
     for number, row in enumerate(samples, start=1):
@@ -64,7 +65,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         name=path.resolve().name,
-        config=read_yaml(config) if config.is_file() else None,
+        config=_settings(path / "config.yaml"),
         metrics=_by_step(path / "metrics.jsonl"),
         heldout=_by_step(path / "heldout.jsonl"),
         summary=_read(evaluation / "summary.json", dict),
@@ -76,6 +77,8 @@ def read_run(path: Path) -> RunFolder:
         reward_model=_by_step(path / "reward_model" / "metrics.jsonl"),
         machine=_read(path / "machine.json", dict),
         policy_stamp=_read(path / "policy" / "stage.json", dict),
+        reward_stamp=_read(path / "reward_model" / "stage.json", dict),
+        evaluated_with=_settings(evaluation / "config.yaml"),
     )
 
 
@@ -128,6 +131,10 @@ def lookup(nested: Any, *keys: str) -> Any:
     return nested
 
 
+def _settings(file: Path) -> Json | None:
+    return read_yaml(file) if file.is_file() else None
+
+
 def _by_step(file: Path) -> list[Json]:
     rows = read_lines(file)
     for line, row in enumerate(rows, start=1):
@@ -161,7 +168,9 @@ def _text(file: Path) -> str:
 def _check_sample(row: Json, place: str) -> None:
     prompt = row.get("prompt")
     if not isinstance(prompt, str | list):
-        raise UserError(f"{place}: `prompt` must be a string or chat messages, not {prompt!r}.")
+        raise UserError(
+            f"{place}: `prompt` must be a string or chat messages, not {shown(prompt)}."
+        )
     for side in ("policy", "reference"):
         if not isinstance(lookup(row, side, "response"), str):
             raise UserError(f"{place}: {side!r} must be an object with a string under `response`.")

@@ -6,17 +6,26 @@ from rlhf_ppo.report.folder import Estimate
 
 MINUS = "\u2212"
 DASH = "\u2013"  # where there is no number
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def shown(value: float) -> str:
-    """Three significant figures or so; a dash where there is no number."""
+    """Two decimals where the size allows it, three figures of what is smaller; a dash for none.
+
+    3 is 3.00 beside 3.58; -6.36e-04 is -0.0006. Below 0.00001 and from a million on a power of ten.
+    """
     if not math.isfinite(value):
         return DASH
     size = abs(value)
-    if size and not 1e-3 <= size < 1e6:
-        return f"{value:.2e}".replace("-", MINUS)
-    decimals = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.1 else 3
-    return f"{value:.{0 if value == 0 else decimals}f}".replace("-", MINUS)
+    if size and not 1e-5 <= size < 1e6:
+        digits, _, power = f"{value:.1e}".partition("e")
+        raised = str(int(power)).translate(RAISED)
+        return f"{digits}·10{raised}".replace("-", MINUS)
+    if size < 0.1 and size:
+        decimals = 3 if size >= 1e-3 else 4 if size >= 1e-4 else 5
+    else:
+        decimals = 0 if size >= 1000 else 1 if size >= 100 else 2
+    return f"{value:.{decimals}f}".replace("-", MINUS)
 
 
 def signed(value: float) -> str:
@@ -50,3 +59,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def p_value(p: float) -> str:
+    """Of a test, as in "p = .031"."""
+    if not math.isfinite(p):
+        return f"p {DASH}"
+    decimals = 2 if p >= 0.1 else 3
+    return "p < .001" if p < 0.001 else f"p = {p:.{decimals}f}".replace("0.", ".", 1)

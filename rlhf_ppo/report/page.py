@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.evaluation.paired_runs import compare_answers
+from rlhf_ppo.report.charts import SIZES, spans
+from rlhf_ppo.report.compare import answers_of, named_apart
 from rlhf_ppo.report.curves import Figure, curve_groups, stage_figures
 from rlhf_ppo.report.figures import (
     distributions,
@@ -20,8 +22,8 @@ from rlhf_ppo.report.figures import (
     rate_rows,
     turning_sentences,
 )
-from rlhf_ppo.report.folder import Estimate, Json, RunFolder, estimate, lookup, read_run
-from rlhf_ppo.report.numbers import DASH, interval, percent, shown
+from rlhf_ppo.report.folder import Estimate, Json, RunFolder, estimate, lookup, number, read_run
+from rlhf_ppo.report.numbers import DASH, interval, p_value, percent, shown
 from rlhf_ppo.report.samples import as_script, compared_samples, run_samples
 from rlhf_ppo.report.settings import different_settings, setting_rows
 from rlhf_ppo.report.tables import (
@@ -30,21 +32,23 @@ from rlhf_ppo.report.tables import (
     judge_notes,
     machine_rows,
     part_table,
+    pass_rows,
     probe_rows,
     side_rows,
     time_rows,
     win_rates,
 )
-from rlhf_ppo.report.verdict import cautions, judge_run
+from rlhf_ppo.report.verdict import cautions, judge_run, reward_accuracy
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_RUNS = 6  # so many colours can be told apart
 HEADLINES = (
+    ("solved", ("solved", "policy")),
     ("win rate by gold score", ("win_rate", "gold")),
     ("gold score", ("policy", "gold")),
     ("win rate by score", ("win_rate", "score")),
     ("score", ("policy", "score")),
-    ("KL, nats a response", ("policy", "kl")),
+    ("KL, nats per response", ("policy", "kl")),
     ("length, tokens", ("policy", "length")),
     ("ended by themselves", ("policy", "stopped")),
 )
@@ -98,6 +102,7 @@ def report_html(run: RunFolder) -> str:
     frontier = frontier_figures(run.frontier)
     stopped = lookup(run.policy_stamp, "stopped")
     settings = setting_rows(run.config)
+    probes = probe_rows(reward_accuracy(run))
     return _render(
         "report.html",
         title=f"{run.name}: report",
@@ -105,7 +110,7 @@ def report_html(run: RunFolder) -> str:
         verdict=judge_run(run),
         cautions=cautions(run),
         stopped=stopped,
-        tiles=_tiles(summary),
+        tiles=_tiles(run),
         findings=run.findings,
         exploited=exploited_rows(summary) if "exploited" in summary else None,
         numbers=numbers,
@@ -123,16 +128,15 @@ def report_html(run: RunFolder) -> str:
         frontier=frontier,
         turning=turning_sentences(run.frontier),
         distributions=distributions(run),
-        probes=probe_rows(run.probes),
+        probes=probes,
         probe_chart=forest(
             "Accuracy of the reward model by kind of error",
-            [
-                (name, [("after", Estimate(share, share, share))])
-                for name, share, _, _ in probe_rows(run.probes)
-            ],
+            [(name, [("after", share)]) for name, share, _, _ in probes],
             (0.0, 1.0),
             0.5,
+            width=SIZES["half"][0],
         ),
+        passes=pass_rows(summary),
         stages=stage_figures([run]),
         times=time_rows(run),
         machine=machine_rows(run.machine),
@@ -144,9 +148,7 @@ def report_html(run: RunFolder) -> str:
 
 def comparison_html(runs: Sequence[RunFolder]) -> str:
     """The page of several runs."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        runs = [replace(run, name=str(run.path)) for run in runs]
+    runs = named_apart(runs)
     columns = [
         (name, place)
         for name, place in HEADLINES
@@ -157,15 +159,16 @@ def comparison_html(runs: Sequence[RunFolder]) -> str:
         found = [estimate(lookup(run.summary, *place)) for _, place in columns]
         rows.append([interval(item) if item else DASH for item in found])
     charts = []
-    for name, place in columns:
+    for (name, place), span in zip(columns, spans(len(columns)), strict=True):
         marks = [
             (run.name, [(f"run-{index}", known)])
             for index, run in enumerate(runs)
             if (known := estimate(lookup(run.summary, *place)))
         ]
-        chart = forest(name, marks, line_at=0.5 if place[0] == "win_rate" else None)
+        rule = 0.5 if place[0] == "win_rate" else None
+        chart = forest(name, marks, line_at=rule, width=SIZES[span][0])
         if chart is not None:
-            charts.append(Figure(name, "", "", "mean and 95 % interval", "", chart))
+            charts.append(Figure(name, "", "", "mean and 95 % interval", "", chart, span=span))
     data = compared_samples(runs)
     return _render(
         "compare.html",
@@ -178,6 +181,7 @@ def comparison_html(runs: Sequence[RunFolder]) -> str:
         groups=curve_groups(runs),
         stages=stage_figures(runs),
         different=different_settings(runs),
+        paired=compare_answers([answers_of(run) for run in runs]),
         samples=data if data["rows"] else None,
     )
 
@@ -185,37 +189,56 @@ def comparison_html(runs: Sequence[RunFolder]) -> str:
 def _side_tables(summary: Json) -> list[tuple[list[str], list[Row], list[Row]]]:
     """Heads, rows of numbers and rows of parts: of sampled answers, and of greedy ones."""
     models: Json = lookup(summary, "models") or {}
-    tables = []
+    tables: list[tuple[list[str], list[Row], list[Row]]] = []
     for kind, holder in (("sampled", summary), ("greedy", lookup(summary, "greedy") or {})):
         heads, sides = ["before", "after"], [holder.get("reference"), holder.get("policy")]
+        changes = [None, holder.get("change")]
         for name, model in models.items():
             if lookup(model, kind, "side"):
                 heads.append(name)
                 sides.append(lookup(model, kind, "side"))
-        known = sides[0] is not None and sides[1] is not None
+                changes.append(lookup(model, kind, "change"))
+        if sides[0] is None or sides[1] is None:
+            tables.append(([], [], []))
+            continue
         found = [side or {} for side in sides]
-        tables.append((heads, side_rows(found), part_table(found)) if known else ([], [], []))
+        tables.append((heads, side_rows(found, changes), part_table(found, changes)))
     return tables
 
 
-def _tiles(summary: Json) -> list[tuple[str, str, str]]:
+def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     """Name, large number and its interval, of the few that say most."""
+    summary = run.summary or {}
     tiles = []
+    for how, holder in (("", summary), (", greedy", lookup(summary, "greedy"))):
+        solved = lookup(holder, "solved")
+        if solved:
+            before, after = (lookup(solved, side, "solved") for side in ("reference", "policy"))
+            detail = f"of {solved.get('prompts')} held-out prompts"
+            tiles.append((f"solved{how}", f"{before} → {after}", detail))
     for by, name in (("gold", "gold score"), ("score", "score")):
-        rate = estimate(lookup(summary, "win_rate", by))
-        if rate:
-            ends = f"95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f}"
-            tiles.append((f"wins by {name}", percent(rate.mean), ends))
+        for how, holder in (("", summary), (", greedy", lookup(summary, "greedy"))):
+            rate = estimate(lookup(holder, "win_rate", by))
+            if rate and not lookup(summary, "solved"):
+                ends = f"95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f}"
+                tiles.append((f"wins by {name}{how}", percent(rate.mean), ends))
     for by, name in (("gold", "gold score"), ("score", "score")):
         before = estimate(lookup(summary, "reference", by))
         after = estimate(lookup(summary, "policy", by))
-        if before and after:
+        if before and after and not (by == "score" and lookup(summary, "solved")):
             detail = f"{interval(before)} → {interval(after)}"
             tiles.append((f"mean {name}", f"{shown(before.mean)} → {shown(after.mean)}", detail))
     kl = estimate(lookup(summary, "policy", "kl"))
     if kl:
         ends = interval(kl).partition(" ")[2]
-        tiles.append(("KL to the reference", shown(kl.mean), f"nats a response {ends}"))
+        tiles.append(("KL to the reference", shown(kl.mean), f"nats per response {ends}"))
+    accuracy = reward_accuracy(run)
+    if accuracy:
+        known = Estimate(*(number(accuracy[key]) for key in ("accuracy", "low", "high")))
+        ends = (
+            f"{100 * known.low:.1f} to {100 * known.high:.1f}, {accuracy['pairs']} held-out pairs"
+        )
+        tiles.append(("reward model's accuracy", percent(known.mean), ends))
     return tiles
 
 
@@ -227,6 +250,9 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["interval"] = interval
+    environment.filters["p_value"] = p_value
+    environment.filters["rate"] = lambda item: interval(Estimate(item.rate, item.low, item.high))
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "samples.js").read_text(encoding="utf-8")
     samples = values.pop("samples")

@@ -30,7 +30,13 @@ def run_samples(run: RunFolder) -> Json:
         inner_names = _model_sides(run, name)
         columns += [(" ".join((name, *inner)), name) for inner in inner_names]
     prompts = [row["prompt"] for row in run.samples]
-    return _embedded([label for label, _ in columns], prompts, cells)
+    styles = {"reference": "before", "policy": "after"}
+    labels = {
+        label: "before" if label.startswith("before") else styles.get(kind, "other")
+        for label, kind in columns
+    }
+    labels |= {label: "after" for label in labels if label.startswith("after")}
+    return _embedded(labels, prompts, cells)
 
 
 def compared_samples(runs: Sequence[RunFolder]) -> Json:
@@ -39,7 +45,8 @@ def compared_samples(runs: Sequence[RunFolder]) -> Json:
     common = [key for key in asked[0] if all(key in rows for rows in asked)]
     cells = [[_cell(rows[key], "policy") for rows in asked] for key in common]
     before = [_cell(asked[0][key], "reference") for key in common]
-    labels = [run.name for run in runs] + [f"before ({runs[0].name})"]
+    labels = {run.name: f"run-{place}" for place, run in enumerate(runs)}
+    labels[f"before ({runs[0].name})"] = "plain"
     rows = [[*line, start] for line, start in zip(cells, before, strict=True)]
     return _embedded(labels, [asked[0][key]["prompt"] for key in common], rows)
 
@@ -53,8 +60,14 @@ def as_script(data: Json) -> Markup:
     return Markup(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _embedded(labels: Sequence[str], prompts: Sequence[Any], cells: Sequence[Any]) -> Json:
-    """Rows as short lists; if they are too many, a part of them, evenly spread."""
+def _embedded(labels: Mapping[str, str], prompts: Sequence[Any], cells: Sequence[Any]) -> Json:
+    """Rows as short lists; if they are too many, a part of them, evenly spread.
+
+    Args:
+        labels: of the columns, each with its style: the colour that it has in the charts.
+        prompts: one a row.
+        cells: one a column in each row.
+    """
     rows = [
         [number_, _prompt(prompt), line]
         for number_, (prompt, line) in enumerate(zip(prompts, cells, strict=True), start=1)
@@ -65,7 +78,12 @@ def _embedded(labels: Sequence[str], prompts: Sequence[Any], cells: Sequence[Any
     while kept > 1 and sum(sizes[index] for index in chosen) > MOST_BYTES:
         kept = min(kept - 1, int(kept * MOST_BYTES / sum(sizes[index] for index in chosen)) or 1)
         chosen = [place * len(rows) // kept for place in range(kept)]
-    return {"columns": list(labels), "total": len(rows), "rows": [rows[i] for i in chosen]}
+    return {
+        "columns": list(labels),
+        "styles": list(labels.values()),
+        "total": len(rows),
+        "rows": [rows[i] for i in chosen],
+    }
 
 
 def _model_sides(run: RunFolder, name: str) -> list[tuple[str, ...]]:

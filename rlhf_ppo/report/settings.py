@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from rlhf_ppo.command_line import section_of
 from rlhf_ppo.config import Config
+from rlhf_ppo.config.reading import section_of
 from rlhf_ppo.report.folder import Json, RunFolder
 from rlhf_ppo.report.numbers import DASH
 
@@ -41,7 +41,29 @@ def different_settings(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]
         names |= dict.fromkeys(settings)
     rows = [(name, [settings.get(name, DASH) for settings in found]) for name in names]
     skipped = ("output_dir", "resume")
-    return [row for row in rows if len(set(row[1])) > 1 and row[0] not in skipped]
+    differ = [row for row in rows if len(set(row[1])) > 1 and row[0] not in skipped]
+    return _sections_as_one(differ, found)
+
+
+def _sections_as_one(
+    rows: Sequence[tuple[str, list[str]]], found: Sequence[dict[str, str]]
+) -> list[tuple[str, list[str]]]:
+    """A section that some runs leave out is one row, not one for each of its settings."""
+    out = {name.partition(".")[0] for name, values in rows if "." in name and DASH in values}
+    sections = {
+        section
+        for section in out
+        if any(not any(name.startswith(f"{section}.") for name in run) for run in found)
+    }
+    shown: dict[str, list[str]] = {}
+    for name, values in rows:
+        section = name.partition(".")[0]
+        if section not in sections:
+            shown[name] = values
+        elif section not in shown:
+            has = [any(key.startswith(f"{section}.") for key in run) for run in found]
+            shown[section] = ["set" if there else "left out" for there in has]
+    return list(shown.items())
 
 
 def _rows(values: Json, model: type[BaseModel], prefix: str) -> list[Setting]:

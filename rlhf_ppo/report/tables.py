@@ -18,6 +18,14 @@ NUMBERS = {
     "distinct_2": ("different word pairs", "of all word pairs"),
     "repetition": ("repeated 4-grams", "of a response's 4-grams"),
 }
+STAGES = {
+    "sft": "supervised model",
+    "reward_model": "reward model",
+    "ppo": "PPO",
+    "evaluation": "evaluation",
+}
+PHASES = {"rollout": "sampling", "judge": "scores and log-probabilities", "update": "updates"}
+MACHINE = {"precision": "mixed precision", "starts": "started at", "rlhf_ppo": "this package"}
 PARTS = {"reward_parts": "reward source", "gold_parts": "gold part"}
 
 
@@ -30,7 +38,7 @@ class Cell:
     """Of the 95 % interval."""
     change: str = ""
     apart: bool = False
-    """The two 95 % intervals do not overlap."""
+    """The 95 % interval of the paired change excludes 0."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +72,34 @@ class Rate:
         return shown(self.ties)
 
 
-def side_rows(sides: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Each number of the sides, one column a side; the others are held against the first."""
+@dataclass(frozen=True)
+class Spent:
+    """Time of a stage, or of a part inside the stage above it."""
+
+    name: str
+    text: str
+    share: float
+    """Of the time of all stages."""
+    inside: bool = False
+
+
+def side_rows(sides: Sequence[Mapping[str, Any]], changes: Sequence[Any]) -> list[Row]:
+    """Each number of the sides, one column a side; the others are held against the first.
+
+    Args:
+        sides: their numbers; the first is the reference.
+        changes: of each side, its paired changes from the first; None where they are not known.
+    """
     rows = []
     for key, (name, unit) in NUMBERS.items():
         found = [estimate(side.get(key)) for side in sides]
         if any(found):
-            rows.append(Row(name, unit, _cells(found)))
+            moved = [lookup(change, key) for change in changes]
+            rows.append(Row(name, unit, _cells(found, moved)))
     return rows
 
 
-def part_table(sides: Sequence[Mapping[str, Any]]) -> list[Row]:
+def part_table(sides: Sequence[Mapping[str, Any]], changes: Sequence[Any]) -> list[Row]:
     """The same of the parts of score and gold score."""
     rows = []
     for group, words in PARTS.items():
@@ -83,7 +108,8 @@ def part_table(sides: Sequence[Mapping[str, Any]]) -> list[Row]:
             names |= dict.fromkeys(side.get(group) or {})
         for name in names:
             found = [estimate(lookup(side, group, name)) for side in sides]
-            rows.append(Row(name.replace("_", " "), words, _cells(found)))
+            moved = [lookup(change, group, name) for change in changes]
+            rows.append(Row(name.replace("_", " "), words, _cells(found, moved)))
     return rows
 
 
@@ -136,24 +162,31 @@ def judge_notes(summary: Json) -> list[str]:
     return notes
 
 
-def time_rows(run: RunFolder) -> list[tuple[str, str, float]]:
-    """What took how long: stages, then the phases of PPO's steps; with the share of its whole."""
+def time_rows(run: RunFolder) -> list[Spent]:
+    """What took how long: the stages, and inside PPO the phases of its steps."""
     stages = {
         name: number(seconds) for name, seconds in (lookup(run.machine, "seconds") or {}).items()
     }
-    phases: dict[str, float] = {}
-    for name in ("rollout", "judge", "update"):
+    phases = {}
+    for name, words in PHASES.items():
         values = [number(row.get(f"time/{name}")) for row in run.metrics]
         found = [value for value in values if math.isfinite(value)]
         if found:
-            phases[f"PPO: {name}"] = sum(found)
+            phases[words] = sum(found)
+    if phases:
+        spent = stages.setdefault("ppo", sum(phases.values()))  # the run is still in it
+        rest = spent - sum(phases.values())
+        if rest > 0:
+            phases["evaluations, checkpoints, start"] = rest
+    whole = sum(value for value in stages.values() if math.isfinite(value)) or math.nan
     rows = []
-    for group in (stages, phases):
-        whole = sum(value for value in group.values() if math.isfinite(value))
-        for name, seconds in group.items():
-            rows.append(
-                (name.replace("_", " "), duration(seconds), seconds / whole if whole else 0)
-            )
+    for name, seconds in stages.items():
+        rows.append(Spent(STAGES.get(name, name), duration(seconds), seconds / whole))
+        if name == "ppo":
+            rows += [
+                Spent(words, duration(value), value / whole, inside=True)
+                for words, value in phases.items()
+            ]
     return rows
 
 
@@ -171,20 +204,51 @@ def machine_rows(machine: Json | None) -> list[tuple[str, str]]:
             words = ", ".join(str(item) for item in value)
         else:
             words = "not known" if value is None else str(value)
-        rows.append((name, words))
+        if name == "precision" and words == "no":
+            words = "none"
+        rows.append((MACHINE.get(name, name), words))
     return rows
 
 
-def probe_rows(probes: Json | None) -> list[tuple[str, float, str, str]]:
+def probe_rows(accuracy: Json | None) -> list[tuple[str, Estimate, str, str]]:
     """Kind of error, accuracy, pairs and margin of the reward model's probes, worst first."""
-    found = [
-        (name, number(lookup(probe, "accuracy")), lookup(probe, "pairs"), lookup(probe, "margin"))
-        for name, probe in (probes or {}).items()
-    ]
+    if accuracy is None:
+        return []
+    kinds: Json = lookup(accuracy, "kinds") or {}
+    found = [(name.replace("_", " "), probe) for name, probe in kinds.items()]
+    found.sort(key=lambda row: number(lookup(row[1], "accuracy")))
+    if len(found) > 1:
+        found.insert(0, ("all kinds", accuracy))
     return [
-        (name.replace("_", " "), accuracy, str(pairs), shown(number(margin)))
-        for name, accuracy, pairs, margin in sorted(found, key=lambda row: row[1])
+        (
+            name,
+            Estimate(*(number(lookup(probe, key)) for key in ("accuracy", "low", "high"))),
+            str(lookup(probe, "pairs")),
+            shown(number(lookup(probe, "margin"))),
+        )
+        for name, probe in found
     ]
+
+
+def pass_rows(summary: Json) -> list[tuple[str, str, str, str, bool]]:
+    """k, before, after and change of pass@k; whether the change stands out from noise."""
+    rows = []
+    for point in lookup(summary, "pass_at_k", "points") or ():
+        before, after, change = (
+            estimate(lookup(point, key)) for key in ("reference", "policy", "change")
+        )
+        if before and after and change:
+            apart = not change.low <= 0 <= change.high
+            rows.append(
+                (
+                    f"pass@{point.get('k')}",
+                    interval(before),
+                    interval(after),
+                    interval(change),
+                    apart,
+                )
+            )
+    return rows
 
 
 def _rates(who: str, holder: Mapping[str, Any]) -> list[Rate]:
@@ -199,7 +263,7 @@ def _rates(who: str, holder: Mapping[str, Any]) -> list[Rate]:
     return rates
 
 
-def _cells(found: Sequence[Estimate | None]) -> list[Cell]:
+def _cells(found: Sequence[Estimate | None], moved: Sequence[Any]) -> list[Cell]:
     first = found[0]
     cells = []
     for place, item in enumerate(found):
@@ -207,6 +271,7 @@ def _cells(found: Sequence[Estimate | None]) -> list[Cell]:
         if place == 0 or item is None or first is None:
             cells.append(Cell(mean, ends))
         else:
-            apart = item.low > first.high or item.high < first.low
+            change = estimate(moved[place])
+            apart = change is not None and not change.low <= 0 <= change.high
             cells.append(Cell(mean, ends, signed(item.mean - first.mean), apart))
     return cells

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_ppo.config import FunctionSource
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.rewards.judgement import Missing, Score, as_score
+from rlhf_ppo.rewards.judgement import Missing, Score, as_score, check_correctness
 from rlhf_ppo.rewards.user_function import UserCodeError, UserFunction
 
 
@@ -21,6 +21,7 @@ class RewardFunction:
             UserError: it is not there, or takes other arguments.
         """
         self.setting, self.timeout = setting, source.timeout
+        self.correctness = source.correctness
         self.function = UserFunction(source.path, f"{setting}.path")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -31,7 +32,7 @@ class RewardFunction:
         """
         self.function.check(prompts)
         try:
-            _within(self.timeout, lambda: self.function.call(prompts[:1], [""]))
+            found = _within(self.timeout, lambda: self.function.call(prompts[:1], [""]))
         except TimeoutError:
             raise UserError(
                 f"{self.setting}.path: {self.function.target} gave no answer on an empty response "
@@ -42,16 +43,18 @@ class RewardFunction:
                 f"{self.setting}.path: {self.function.target} fails on an empty response to "
                 f"{prompts[0].where}: {error}"
             ) from error
+        self._read(found)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """What the function returns, one entry a response; none of them where it takes too long.
 
         Raises:
-            UserError: it returned another number of scores than it got responses.
+            UserError: it returned another number of scores than it got responses, or it is
+                declared to say right or wrong and said something else.
         """
         try:
             found = _within(self.timeout, lambda: self.function.call(prompts, responses))
-            return [as_score(value) for value in found]
+            return self._read(found)
         except TimeoutError:  # not asked again one by one: each might take as long
             return [Missing(f"no answer in {self.timeout:g} s") for _ in responses]
         except UserCodeError as error:
@@ -60,6 +63,12 @@ class RewardFunction:
         # One response that it cannot take must not cost the others their scores.
         pairs = zip(prompts, responses, strict=True)
         return [self.score([prompt], [response])[0] for prompt, response in pairs]
+
+    def _read(self, found: Sequence[Any]) -> list[Score]:
+        scores = [as_score(value) for value in found]
+        if self.correctness:
+            check_correctness(scores, self.setting, self.function.target)
+        return scores
 
 
 def _within(seconds: float | None, call: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_ppo.data.prompts import Prompt
+from rlhf_ppo.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,29 @@ class Reward(Protocol):
         ...
 
 
+def check_correctness(scores: Sequence[Score], setting: str, target: str) -> None:
+    """See that a source that is declared to say right or wrong says nothing else.
+
+    Raises:
+        UserError: a score is neither 1 nor 0.
+    """
+    for score in scores:
+        if not isinstance(score, Missing) and score not in (0, 1):
+            raise UserError(
+                f"{setting}.correctness = true: {target} gave the score {score:g}, but right is 1 "
+                "and wrong is 0. Return those (bonuses belong into a source of their own), or "
+                "leave correctness out."
+            )
+
+
 def as_score(value: Any) -> Score:
     """A finite number as it is; everything else is missing, and says what it was."""
     if value is None:
         return Missing("no score (None)")
     if isinstance(value, str | bytes):  # float() would read "1" and "nan"
-        return Missing(f"{value!r} is not a number")
+        return Missing(f"{shown(value)} is not a number")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return Missing(f"{value!r} is not a number")
+        return Missing(f"{shown(value)} is not a number")
     return number if math.isfinite(number) else Missing(f"the score is {number}")

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_ppo.config import HttpSource
 from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.rewards.judgement import Missing, Score, as_score
+from rlhf_ppo.rewards.judgement import Missing, Score, as_score, check_correctness
 from rlhf_ppo.rewards.post import ServiceError, post_json, with_retries
 
 
@@ -53,7 +53,10 @@ class RewardService:
             "columns": {name: [prompt.columns[name] for prompt in prompts] for name in names},
         }
         answer = post_json(self.source.url, question, self.source.timeout)
-        return _read(answer, len(responses))
+        scores = _read(answer, len(responses))
+        if self.source.correctness:
+            check_correctness(scores, self.setting, self.source.url)
+        return scores
 
 
 def _read(answer: Any, count: int) -> list[Score]:

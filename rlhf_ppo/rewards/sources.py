@@ -18,6 +18,7 @@ from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.judgement import Failure, Judgement, Missing, Source
 from rlhf_ppo.rewards.service import RewardService
+from rlhf_ppo.seeds import derive_seed
 
 
 class Sources:
@@ -57,6 +58,7 @@ class Places:
     device: torch.device  # where they are asked
     offload: bool = False  # in the CPU's memory between
     base: SharedBase | None = None  # what adapters may share
+    seed: int = 0  # of weights that a file lacks, where `allow_unmatched` lets it
 
 
 def load_sources(reward: RewardConfig, trained: str, places: Places) -> Sources:
@@ -101,7 +103,8 @@ def _load_model(leaf: ModelSource, name: str, path: str, places: Places) -> Rewa
     if shared is not None:
         model, within = shared
     else:
-        model = load_classifier(path, leaf.dtype, place)
+        seed = derive_seed(places.seed, "weights that are not in the file", place)
+        model = load_classifier(path, leaf.dtype, place, allow=leaf.allow_unmatched, seed=seed)
         if not places.offload:
             model.to(places.device)  # type: ignore[arg-type]
         within = partial(borrowed, model, places.device)

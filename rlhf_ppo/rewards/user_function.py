@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ppo.data.prompts import Prompt
-from rlhf_ppo.errors import UserError
+from rlhf_ppo.errors import UserError, shown
 
 
 class UserCodeError(Exception):
@@ -63,7 +63,7 @@ class UserFunction:
         try:
             found = self.function([prompt.text for prompt in prompts], list(responses), **columns)
             if isinstance(found, str | bytes | dict):
-                raise TypeError(f"returned {found!r}, not a list of numbers")
+                raise TypeError(f"returned {shown(found)}, not a list of numbers")
             results = list(found)
         # SystemExit too: a function that calls sys.exit() would end the run with code 0.
         except (Exception, SystemExit) as error:

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ppo.algorithm.batch import Responses, Rollout, TokenOutputs, Tokens
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import EncodedPrompt
+from rlhf_ppo.data.responses import Response, read_response
+from rlhf_ppo.data.template import Text
 from rlhf_ppo.models.forward import Layout, lay_out, micro_batches
 from rlhf_ppo.models.offload import borrowed
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead
@@ -82,6 +85,7 @@ def judge(
             values[rows] = outputs.values.float().cpu()
             entropy[rows] = outputs.entropy.float().cpu()
             ref_logprobs[rows] = reference_logprobs(roles, layout, temperature).float().cpu()
+            tick(len(rows))
     return TokenOutputs(logprobs, values, entropy), ref_logprobs
 
 
@@ -105,7 +109,8 @@ def collect(
         The rollout, and why a score is missing where one is.
     """
     outputs, ref_logprobs = judge(roles, responses.tokens, temperature, budget)
-    texts = response_texts(roles.tokenizer, responses.tokens)
+    asked = [item.prompt.text for item in prompts]
+    texts = response_texts(roles.tokenizer, responses.tokens, asked)
     with roles.autocast():
         judgement = roles.reward.score([item.prompt for item in prompts], texts)
     rollout = Rollout(
@@ -119,11 +124,27 @@ def collect(
     return rollout, judgement.failures
 
 
-def response_texts(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[str]:
-    """What a person reads: the responses without special tokens."""
+def response_texts(
+    tokenizer: PreTrainedTokenizerBase, tokens: Tokens, prompts: Sequence[Text] = ()
+) -> list[Response]:
+    """What a person reads: the responses without special tokens.
+
+    Args:
+        tokenizer: of the policy.
+        tokens: B prompts and responses.
+        prompts: the same prompts, B strings or conversations; empty: strings.
+    """
+    rows = zip(
+        tokens.prompt_ids.tolist(),
+        tokens.prompt_lengths.tolist(),
+        tokens.response_ids,
+        tokens.response_mask,
+        prompts or [""] * len(tokens.prompt_ids),
+        strict=True,
+    )
     return [
-        str(tokenizer.decode(ids[mask], skip_special_tokens=True))
-        for ids, mask in zip(tokens.response_ids, tokens.response_mask, strict=True)
+        read_response(tokenizer, prompt[:length], ids[mask].tolist(), text)
+        for prompt, length, ids, mask, text in rows
     ]
 
 

@@ -5,22 +5,19 @@ Nothing but the temperature shapes the distribution (no top-k, no top-p), so the
 that PPO uses are those of the sampler.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_ppo.algorithm.batch import Responses, Tokens, concatenate
+from rlhf_ppo.console import tick
 from rlhf_ppo.data.prompts import EncodedPrompt
-from rlhf_ppo.models.forward import find_trunk, output_logits
-from rlhf_ppo.models.packing import run_packed, takes_packed
 from rlhf_ppo.models.prepacked import prepacked_linears
-from rlhf_ppo.rollout.cache import RoomyLayer, roomy_cache
+from rlhf_ppo.rollout.decoder import Way, make_decoder, way_of
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,25 @@ def generate(
     parts = []
     training = model.training
     model.eval()  # gradient checkpointing, on in training mode, would throw the cache away
+    way = way_of(model)
     with prepacked_linears(model, min(len(order), settings.batch_size)):
-        for start in range(0, len(order), settings.batch_size):
-            rows = order[start : start + settings.batch_size]
-            parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings))
+        for rows in _batches(order, [len(prompt.ids) for prompt in prompts], way, settings):
+            parts.append(_decode(model, [prompts[i] for i in rows], noise[rows], settings, way))
     model.train(training)
     whole = concatenate(parts)
     return whole.select(torch.tensor(order).argsort())
+
+
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], way: Way, settings: SamplingSettings
+) -> Iterator[list[int]]:
+    """Rows that are decoded at once; of one prompt length each, where the model needs that."""
+    runs = [list(order)]
+    if way == "equal":
+        runs = [list(run) for _, run in groupby(order, key=lambda row: lengths[row])]
+    for run in runs:
+        for start in range(0, len(run), settings.batch_size):
+            yield run[start : start + settings.batch_size]
 
 
 def inverse_cdf_sample(logprobs: Tensor, uniform: Tensor) -> Tensor:
@@ -85,6 +94,7 @@ def _decode(
     prompts: list[EncodedPrompt],
     noise: Tensor,
     settings: SamplingSettings,
+    way: Way,
 ) -> Responses:
     device = model.device
     batch, limit = len(prompts), settings.max_new_tokens
@@ -96,7 +106,7 @@ def _decode(
     noise = noise.to(device)
 
     alive = torch.arange(batch, device=device)  # rows still being written
-    decoder = _Decoder(model, [prompt.ids for prompt in prompts])
+    decoder = make_decoder(model, [prompt.ids for prompt in prompts], way)
     logits = decoder.prefill()
     for t in range(limit):
         token, sampling_logprobs[alive, t] = _choose(
@@ -105,6 +115,7 @@ def _decode(
         response_ids[alive, t] = token
         mask[alive, t] = True
         ended = torch.isin(token, stop_ids)
+        tick((len(token) + int(ended.sum()) * (limit - 1 - t)) / limit)  # in whole responses
         stopped[alive[ended]] = True
         going = ~ended
         if t + 1 == limit or not bool(going.any()):
@@ -149,88 +160,6 @@ def _close_ranks(going: Tensor) -> Tensor:
     rows = torch.arange(count, device=going.device)
     rows[~going[:count]] = going[count:].nonzero().squeeze(-1) + count
     return rows
-
-
-class _Decoder:
-    """A model with its cache, one token at a time; prompts are padded on the left."""
-
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]) -> None:
-        self.model = model
-        self.prompts = prompts
-        lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
-        # The mask is made from lengths: a pad token may well be a word or the stop token.
-        column = torch.arange(int(lengths.max()), device=model.device)
-        self.mask = (column >= lengths.max() - lengths[:, None]).long()
-        self.position = lengths[:, None]  # of the next token
-        self.cache = roomy_cache(model.config)
-        known = inspect.signature(_plain(model).forward).parameters
-        self.takes_positions = "position_ids" in known
-        self.options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-
-    def prefill(self) -> Tensor:
-        """Logits (B, V) of the first response token."""
-        base: Any = _plain(self.model)
-        fits = takes_packed(base, self.mask.shape[1])
-        if fits and all(type(layer) is RoomyLayer for layer in self.cache.layers):
-            return self._prefill_packed(base)
-        ids = torch.zeros_like(self.mask)
-        ids[self.mask.bool()] = torch.tensor([i for p in self.prompts for i in p]).to(ids.device)
-        return self._run(ids, (self.mask.cumsum(dim=1) - 1).clamp(min=0))
-
-    def _prefill_packed(self, base: PreTrainedModel) -> Tensor:
-        """Each different prompt once, without padding; then a row of the cache a response."""
-        number = {prompt: place for place, prompt in enumerate(dict.fromkeys(self.prompts))}
-        different = list(number)
-        lengths = [len(ids) for ids in different]
-        device = self.mask.device
-        ids = torch.tensor([token for prompt in different for token in prompt], device=device)
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        cache = DynamicCache(config=base.config)
-        states = run_packed(find_trunk(base), ids, positions, tuple(lengths), cache)
-        which = torch.tensor([number[prompt] for prompt in self.prompts], device=device)
-        width = self.mask.shape[1]
-        for place in range(len(cache.layers)):
-            layer: Any = cache.layers[place]
-            keys, values = (
-                torch.stack(
-                    [pad(x, (0, 0, width - x.shape[1], 0)) for x in part[0].split(lengths, 1)]
-                )
-                for part in (layer.keys, layer.values)
-            )
-            self.cache.update(keys[which], values[which], place)
-        last = torch.tensor(lengths, device=device).cumsum(0) - 1
-        return output_logits(base, states[last])[which]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows alone, in this order."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.position = self.mask[rows], self.position[rows]
-
-    def step(self, token: Tensor) -> Tensor:
-        """Logits (B, V) of the token after `token` (B,)."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
-        logits = self._run(token[:, None], self.position)
-        self.position = self.position + 1
-        return logits
-
-    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        extra = dict(self.options)
-        if self.takes_positions:
-            extra["position_ids"] = positions
-        outputs = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **extra,
-        )
-        last: Tensor = outputs.logits[:, -1]
-        return last
-
-
-def _plain(model: Any) -> Any:
-    """The model whose `forward` has real parameter names (PEFT hides them behind *args)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _right_pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -5,18 +5,12 @@ prompt gets the same response whatever batch, order or process it lands in, and 
 no random state at all.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from names and numbers; other parts give an unrelated seed."""
-    text = "/".join(str(part) for part in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from rlhf_ppo.seeds import derive_seed as derive_seed
 
 
 def generator(*parts: int | str) -> torch.Generator:

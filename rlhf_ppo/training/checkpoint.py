@@ -6,12 +6,15 @@ checkpoint holds what was learnt and a few numbers, and no random state.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -95,6 +98,46 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def check_checkpoint(checkpoint: Path) -> None:
+    """A run can go on from it, as far as that shows without reading all weights.
+
+    Raises:
+        UserError: a file is missing, cut short or empty; that of the best policy so far as well.
+    """
+    best = read_progress(checkpoint).best_step
+    if best:
+        file = best_folder(checkpoint.parent, best) / WEIGHTS
+        with _reading(file), safe_open(file, framework="pt"):
+            pass
+    with _reading(checkpoint / WEIGHTS), safe_open(checkpoint / WEIGHTS, framework="pt"):
+        pass
+    with _reading(checkpoint / OPTIMIZER), ZipFile(checkpoint / OPTIMIZER):  # as torch.save writes
+        pass
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what PyTorch and Safetensors raise on a damaged file into one `UserError`.
+
+    Raises:
+        UserError: in place of any other exception; only reading runs inside.
+    """
+    try:
+        yield
+    except Exception as error:
+        best = file.parent.name.startswith("best-")
+        reason = "missing" if not file.is_file() else f"damaged ({type(error).__name__}: {error})"
+        raise UserError(
+            f"{file}: {reason.splitlines()[0]}. "
+            + (
+                "Put it back, or set checkpoint.save to last."
+                if best
+                else f"Remove the checkpoint {file.parent} to go on from the one before, or from "
+                "the start if it is the only one."
+            )
+        ) from error
+
+
 def read_progress(checkpoint: Path) -> Progress:
     """Where the run stood at a checkpoint.
 
@@ -120,24 +163,22 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
     """Put weights and optimizer state back in place.
 
     Raises:
-        UserError: the checkpoint belongs to another model.
+        UserError: the checkpoint is damaged, or belongs to another model.
     """
     load_weights(checkpoint, model)
-    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, weights_only=True)
-    optimizer.load_state_dict(state)
+    with _reading(checkpoint / OPTIMIZER):
+        state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, weights_only=True)
+        optimizer.load_state_dict(state)
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Put the trained parameters back in place.
 
     Raises:
-        UserError: they belong to another model, or are not there.
+        UserError: they belong to another model, are damaged, or are not there.
     """
-    if not (checkpoint / WEIGHTS).is_file():
-        raise UserError(
-            f"{checkpoint / WEIGHTS}: missing. Put it back, or set checkpoint.save to last."
-        )
-    saved = load_file(checkpoint / WEIGHTS)
+    with _reading(checkpoint / WEIGHTS):
+        saved = load_file(checkpoint / WEIGHTS)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     same = saved.keys() == trained.keys() and all(
         saved[name].shape == trained[name].shape for name in saved

@@ -1,4 +1,4 @@
-"""Processes, devices, number formats and trackers: the only importer of Accelerate.
+"""Processes, devices and number formats; `trackers.py` alone imports Accelerate besides.
 
 After collection the whole rollout is made known to every process. From then on every number that
 is not a gradient (advantages, denominators, shuffles, metrics) is computed alike everywhere, so
@@ -6,7 +6,7 @@ there is nothing to keep in step and little to wait for.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,49 +14,41 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.tracking import TensorBoardTracker, get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from rlhf_ppo.algorithm.batch import Rows, concatenate
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.training.trackers import Trackers
 
 T = TypeVar("T", bound=Rows)
-# Where a tracker's package has another name.
-PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class Processes:
     """This process among the others of the run."""
 
-    def __init__(self, config: Config, with_trackers: bool = False) -> None:
+    def __init__(self, config: Config, trackers: Trackers | None = None) -> None:
         """Join the process group that `accelerate launch` or `torchrun` describes.
 
+        Args:
+            config: settings.
+            trackers: that `track` sends numbers to; they stay open.
+
         Raises:
-            UserError: a tracker that is not installed, or sharding that is not supported.
+            UserError: sharding that is not supported, or a precision that the device lacks.
         """
         # Transformers' Trainer (the supervised and reward stages) leaves its own state behind.
         AcceleratorState._reset_state()
         GradientState._reset_state()
-        self.trackers = config.logging.trackers if with_trackers else ()
-        _check_trackers(self.trackers)
+        self.trackers = trackers
         try:
             self.accelerator = Accelerator(
                 # Without being told, Accelerate takes the processes of `torchrun` on a machine
                 # without an accelerator for as many lone ones, all writing to one folder.
                 cpu=not torch.accelerator.is_available(),
                 mixed_precision=config.hardware.mixed_precision,
-                log_with=list(self.trackers) or None,
-                project_dir=config.output_dir,
             )
-            # TensorBoard names a folder after its run, the others a project: give it its own.
-            self.accelerator.log_with = [
-                TensorBoardTracker("tensorboard", config.output_dir)
-                if _name(item) == "tensorboard"
-                else item
-                for item in self.accelerator.log_with
-            ]
         except (ValueError, ImportError) as error:
             raise UserError(f"hardware.mixed_precision: {error}") from error
         self._refuse_sharding()
@@ -67,7 +59,7 @@ class Processes:
                 f"{self.world}). Use `accelerate launch`, or a single process."
             )
         if self.device.type == "cpu":
-            torch.set_num_threads(self._cpu_threads(config.hardware.cpu_threads))
+            torch.set_num_threads(cpu_threads(config.hardware.cpu_threads)[0])
 
     @property
     def rank(self) -> int:
@@ -172,34 +164,16 @@ class Processes:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
 
-    def start_trackers(self, config: Config, settings: dict[str, Any]) -> None:
-        """Open TensorBoard and the like; TensorBoard writes to `<output_dir>/tensorboard`."""
-        if self.trackers:
-            self.accelerator.init_trackers(config.logging.project, config=settings)
-
-    def track(self, values: dict[str, float], step: int) -> None:
-        """Send numbers to the trackers."""
-        if self.trackers:
-            self.accelerator.log(values, step=step)
-
-    def stop_trackers(self) -> None:
-        """Flush and close the trackers."""
-        # Not Accelerator.end_training(): that also ends the process group, and stages follow.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.trackers = []
+    def track(self, values: Mapping[str, float], step: int, stage: str = "ppo") -> None:
+        """Send the numbers of a step to the trackers, if there are any."""
+        if self.trackers is not None:
+            self.trackers.log(values, step, stage)
 
     def on_main(self, action: Callable[[], Any]) -> None:
         """Run `action` in the main process; the others wait until it is done."""
         if self.is_main:
             action()
         self.wait()
-
-    def _cpu_threads(self, configured: int) -> int:
-        if configured:
-            return configured
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, available_cores() // local)
 
     def _refuse_sharding(self) -> None:
         kind = self.accelerator.distributed_type
@@ -211,26 +185,42 @@ class Processes:
             )
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """Accelerate would leave out a tracker that is not installed and say nothing."""
-    known = sorted(kind.value for kind in LoggerType if kind is not LoggerType.ALL)
-    here = {kind.value for kind in get_available_trackers()}
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"logging.trackers: {name!r} is no tracker that Accelerate knows. Choose from "
-                f"{', '.join(known)}."
-            )
-        if name not in here:
-            raise UserError(
-                f"logging.trackers: {name!r} is not installed here. Install it (pip install "
-                f"{PACKAGES.get(name, name)}), or leave it out; metrics.jsonl is always written."
-            )
+def cpu_threads(configured: int) -> tuple[int, str]:
+    """Threads of this process on a CPU, and what decided on them.
+
+    `OMP_NUM_THREADS` counts unless the setting is there. `accelerate launch` and `torchrun` set it
+    to 1 where the user has not: under them a 1 says nothing, and the cores are shared out.
+
+    Args:
+        configured: `hardware.cpu_threads`, 0: not set.
+    """
+    if configured:
+        return configured, "hardware.cpu_threads"
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")  # one for each nesting
+    wished = int(first) if first.strip().isdecimal() else 0
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if wished > 1 or (wished == 1 and not launched):
+        return wished, "OMP_NUM_THREADS"
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    shared = f", shared by {local} processes" if local > 1 else ""
+    return max(1, available_cores() // local), f"{available_cores()} cores{shared}"
 
 
-def _name(tracker: Any) -> str:
-    """Of a tracker, which Accelerate holds as a member of an enumeration or as an object."""
-    return str(getattr(tracker, "value", getattr(tracker, "name", tracker)))
+def threads_line(configured: int) -> str:
+    """How many threads compute, and why; with a word about more of them than there are cores.
+
+    Args:
+        configured: `hardware.cpu_threads`.
+    """
+    count, reason = cpu_threads(configured)
+    line = f"computing on the CPU, {count} thread(s) a process ({reason})"
+    whole = count * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if whole > available_cores():
+        line += (
+            f"; {whole} in all are more than the {available_cores()} cores, and slower: lower "
+            "hardware.cpu_threads"
+        )
+    return line
 
 
 def available_cores() -> int:

@@ -1,11 +1,12 @@
 """The steps of a run in order: checkpoints, evaluation, and the way back when one goes wrong."""
 
 import math
+import time
 from dataclasses import replace
 from functools import partial
 
 from rlhf_ppo.config import Config
-from rlhf_ppo.console import Stepper, say, show_finding
+from rlhf_ppo.console import Stepper, expect_after, say, show_finding
 from rlhf_ppo.diagnostics import Diagnosis, read_metrics
 from rlhf_ppo.training.checkpoint import (
     Progress,
@@ -33,7 +34,8 @@ def train_ppo(run: PpoRun) -> Progress:
     config, guard = run.config, run.config.guard
     progress = saved = _restore(run)
     _evaluate_start(run, progress)
-    with Stepper("ppo", config.ppo.steps, shown=run.processes.is_main) as stepper:
+    main, steps = run.processes.is_main, config.ppo.steps
+    with Stepper("ppo", steps, shown=main, every_step=True) as stepper:
         stepper.start_at(progress.step)
         diagnosis = _diagnosis_so_far(run)
         while True:
@@ -89,7 +91,12 @@ def _evaluate_start(run: PpoRun, progress: Progress) -> None:
 
 def _evaluate(run: PpoRun, progress: Progress) -> Metrics:
     """Evaluate on held-out prompts; keeps the numbers and returns their means."""
+    started = time.monotonic()
     found = run.evaluate(progress)
+    if run.batches_after and found.rows:
+        batches = -(-len(found.rows["score"]) // run.config.rollout.generation_batch_size)
+        each = (time.monotonic() - started) / batches
+        expect_after(seconds=each * run.batches_after)
     if found.rows and run.processes.is_main:
         append_metrics(run.heldout_file, {"step": progress.step, **found.rows})
     return found.metrics

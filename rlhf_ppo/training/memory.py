@@ -1,88 +1,40 @@
-"""How much memory PPO will take, before anything is loaded: the step is tried on empty tensors.
+"""How much memory a stage will take, before anything is loaded: a step is tried on empty tensors.
 
-Models of the run's shapes are built without data (PyTorch's fake tensors), the largest micro-batch
-of each phase goes through them, and every byte that is alive is counted. So the forecast knows each
+Models of the run's shapes are built without data (`shapes.py`), the largest micro-batch of each
+phase goes through them, and every byte that is alive is counted. So the forecast knows each
 architecture, adapters, checkpointing and autocast without a formula for any of them.
 """
 
-import weakref
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import peft
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rlhf_ppo.config import Config, ModelSource, leaves
 from rlhf_ppo.models.forward import Layout, find_trunk, sequence_states
 from rlhf_ppo.models.load import DTYPES
-from rlhf_ppo.models.lora import add_frozen_adapter
-from rlhf_ppo.models.packing import NAME
-from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
+from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model
 from rlhf_ppo.plan import judging_tokens, training_tokens
 from rlhf_ppo.rollout.cache import ROOM, roomy_cache
+from rlhf_ppo.rollout.decoder import way_by_layers
+from rlhf_ppo.training.live_bytes import LiveBytes, available_bytes, gib, held_bytes
 from rlhf_ppo.training.roles import make_optimizer
+from rlhf_ppo.training.shapes import RewardShape, build_shapes, empty_language_model, fill
 
-GIB = 2**30
-# What a process holds beside tensors once it works: buffers of the matrix library and of the
-# allocator, measured; on a GPU the driver's own context.
+# What a working process holds beside tensors and imports: buffers of the matrix library and what
+# the allocator keeps of freed memory, measured; on a GPU the driver's own context.
 LIBRARIES = {"cpu": 150 * 2**20, "cuda": 700 * 2**20}
 # Adapters keep small tensors between the large ones, and the C allocator cannot use the gaps again:
 # measured .3 to 1.8 of the update's activations. A GPU's allocator keeps the two apart.
 ADAPTER_HOLES = 1.0
 SAMPLING_BYTES = 20  # a vocabulary entry: logits, log-probabilities and their float64 sums
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside and still alive."""
-
-    def __init__(self) -> None:
-        """Nothing is alive yet."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Let an operator run, and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        name, size = id(storage), storage.nbytes()
-        if name in self._known:
-            return
-        self._known.add(name)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def freed() -> None:
-            self._known.discard(name)
-            self.now -= size
-
-        weakref.finalize(storage, freed)
-
-    def extra(self, resident: int) -> int:
-        """Most bytes since the last call beyond those that stay; begins anew."""
-        most = self.peak - resident
-        self.peak = self.now
-        return most
 
 
 @dataclass(frozen=True)
@@ -101,21 +53,14 @@ class Work:
 
 
 @dataclass(frozen=True)
-class RewardShape:
-    """A reward model that nobody has loaded."""
-
-    config: PretrainedConfig
-    dtype: str
-    adapter: peft.PeftConfig | None = None  # it stands on the policy's base; None: a whole model
-
-
-@dataclass(frozen=True)
 class Forecast:
     """Bytes on one process."""
 
+    stage: str
     roles: dict[str, int]  # what stays, by role
     phases: dict[str, int]  # what each phase needs besides
-    available: int | None  # None: unknown
+    held: int = 0  # what the process holds already: imports and data
+    available: int | None = field(default=None)  # beside that; None: unknown
 
     @property
     def largest(self) -> str:
@@ -123,21 +68,27 @@ class Forecast:
         return max(self.phases, key=lambda name: self.phases[name])
 
     @property
-    def peak(self) -> int:
-        """The most that is alive at any time."""
+    def needed(self) -> int:
+        """The most that is alive at any time, beside what the process holds already."""
         return sum(self.roles.values()) + max(self.phases.values())
+
+    @property
+    def peak(self) -> int:
+        """The most that the process holds at any time."""
+        return self.held + self.needed
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and size of each part, for a table."""
-        rows = [(name, size) for name, size in self.roles.items() if size]
+        held = {"held already": self.held}
+        rows = [(name, size) for name, size in (held | self.roles).items() if size]
         rows += [(f"+ in {name}", size) for name, size in self.phases.items()]
         rows.append(("= at the peak", self.peak))
         if self.available is not None:
-            rows.append(("there are", self.available))
+            rows.append(("there are", self.held + self.available))
         return [(name, gib(size)) for name, size in rows]
 
 
-def forecast(
+def forecast_ppo(
     config: Config,
     policy: PretrainedConfig,
     rewards: Sequence[RewardShape],
@@ -153,118 +104,119 @@ def forecast(
         work: the largest pieces of work.
         start: of the adapter that a LoRA run goes on with.
     """
-    trained, reference, models = _build(config, policy, rewards, start)
-    place = torch.device(work.device)
-    roles: dict[str, int] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, place:
-        _fill(trained, place)
-        roles["policy and values"] = live.now
-        if reference is not None:
-            _fill(reference, place)
-        roles["reference"] = live.now - sum(roles.values())
-        for model in models:
-            _fill(model, place)
-        roles["reward models"] = live.now - sum(roles.values())
-        with _autocast(work):
+    trained, reference, models = build_shapes(config, policy, rewards, start)
+    judges: list[nn.Module] = [find_trunk(base_model(trained.lm))] * (len(models) < len(rewards))
+    with empty_tensors(work) as live:
+        roles = _fill_roles(live, work, trained, reference, models)
+        with autocast(work):
             phases = {"rollout": _rollout(config, trained, work)}
             live.extra(live.now)
-            judges = [find_trunk(base_model(trained.lm))] * (len(models) < len(rewards))
-            judges += [model.base_model for model in models]
-            phases["judge"] = _judge(config, live, trained, reference, judges, work)
+            phases["judge"] = _judge(config, live, trained, reference, [*judges, *models], work)
             update, optimizer, gradients = _update(config, live, trained, work)
     roles["optimizer"] = optimizer
     # Gradients are there in the update alone: between the steps they are forgotten.
-    holes = ADAPTER_HOLES if config.lora is not None and work.device == "cpu" else 0
-    phases["update"] = round(update * (1 + holes)) + gradients + _seen_states(config, policy, work)
-    roles["libraries"] = LIBRARIES.get(work.device, LIBRARIES["cuda"])
-    return Forecast(roles, phases, available_bytes(work.device))
+    states = _seen_states(config, policy, work)
+    phases["update"] = with_holes(config, work, update) + gradients + states
+    return finished("ppo", roles, phases, work)
 
 
-def _build(
-    config: Config,
-    policy: PretrainedConfig,
-    rewards: Sequence[RewardShape],
-    start: peft.PeftConfig | None,
-) -> tuple[PolicyWithValueHead, FrozenPolicy | None, list[PreTrainedModel]]:
-    """Policy, reference and whole reward models by the run's own code, shapes alone."""
-    dtype = config.policy.dtype
-    with torch.device("meta"):
-        lm: Any = _empty(AutoModelForCausalLM, policy, dtype)
-        models = [
-            _empty(AutoModelForSequenceClassification, each.config, each.dtype)
-            for each in rewards
-            if each.adapter is None
-        ]
-        if start is not None:
-            lm = peft.PeftModel(lm, start)
-        first = models[0] if models else None
-        checkpointing = config.policy.gradient_checkpointing
-        trained = build_policy(lm, config.lora, config.value, first, checkpointing)
-        on_base = [each.adapter for each in rewards if each.adapter is not None]
-        for number, adapter in enumerate(on_base):
-            add_frozen_adapter(trained.lm, f"rlhf_reward_{number}", adapter)
-        reference = None
-        if config.lora is None:
-            reference = FrozenPolicy(_empty(AutoModelForCausalLM, policy, dtype))
-    return trained, reference, models
+def forecast_evaluation(
+    config: Config, policy: PretrainedConfig, rewards: Sequence[RewardShape], work: Work
+) -> Forecast:
+    """Bytes that the evaluation at the end will take: policy, reference and reward models alone."""
+    whole = config.model_copy(update={"lora": None, "value": type(config.value)()})
+    apart = [RewardShape(each.config, each.dtype) for each in rewards]
+    trained, reference, models = build_shapes(whole, policy, apart, None)
+    with empty_tensors(work) as live:
+        roles = _fill_roles(live, work, trained, reference, models)
+        with autocast(work):
+            phases = {"rollout": _rollout(config, trained, work)}
+            live.extra(live.now)
+            phases["judge"] = _judge(config, live, trained, reference, models, work)
+    return finished("evaluation", roles, phases, work)
 
 
-def available_bytes(device: str) -> int | None:
-    """Free memory of this process's device; None where the system does not say."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def forecast_supervised(
+    config: Config, stage: str, model: RewardShape, rows: int, tokens: int, work: Work
+) -> Forecast:
+    """Bytes that TRL's trainer will take for the supervised model or the reward model.
 
+    Args:
+        config: settings.
+        stage: `sft` or `reward_model`.
+        model: that is trained.
+        rows: sequences of a forward pass, both sides of each pair.
+        tokens: of the longest one.
+        work: the device and what autocast computes in.
+    """
+    trained: Any = empty_language_model(config, model, classifies=stage == "reward_model")
+    with empty_tensors(work) as live:
+        fill(trained, torch.device(work.device))
+        trained.train()
+        roles = {"model": live.now}
+        parameters = [p for p in trained.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, fused=True)
+        ids = torch.zeros(rows, tokens, dtype=torch.int64)
 
-def remedies(config: Config, found: Forecast) -> list[str]:
-    """Settings that would take less, the strongest for this run first."""
-    ways = []
-    if config.lora is None:
-        saved = found.roles["reference"] + found.roles["optimizer"]
-        ways.append(f"a `lora` section (about {gib(saved)} less, and most gradients)")
-    if found.largest == "update" and not config.policy.gradient_checkpointing:
-        ways.append("policy.gradient_checkpointing: true")
-    if found.largest == "update":
-        ways.append("a lower ppo.micro_batch_tokens")
-    elif found.largest == "judge":
-        ways.append("lower ppo.judge_batch_tokens and batch_tokens of the reward models")
-    else:
-        ways.append("a lower rollout.generation_batch_size or rollout.max_new_tokens")
-    sources = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
-    if any(leaf.dtype == "float32" for leaf in sources):
-        ways.append("dtype: bfloat16 for the reward models")
-    return ways
+        def backward() -> None:
+            if stage == "sft":
+                trained(input_ids=ids, labels=ids).loss.backward()
+            else:
+                trained(input_ids=ids).logits.sum().backward()
 
-
-def _empty(kind: Any, architecture: PretrainedConfig, dtype: str) -> PreTrainedModel:
-    """A model without data, as Transformers would load it."""
-    model: PreTrainedModel = kind.from_config(architecture, dtype=DTYPES[dtype])
-    return model
-
-
-def _fill(role: nn.Module, device: torch.device) -> None:
-    """Tensors without data for a role that was built on no device; it takes packed rows."""
-    role.to_empty(device=device)
-    for module in role.modules():
-        if isinstance(module, PreTrainedModel):
-            module.tie_weights()
-            # The trial that decides this otherwise needs data.
-            if module.config._attn_implementation == "sdpa":
-                module.set_attn_implementation(NAME)
+        with autocast(work):
+            update, roles["optimizer"], gradients = _step(live, optimizer, backward)
+    return finished(stage, roles, {"update": with_holes(config, work, update) + gradients}, work)
 
 
 @contextmanager
-def _autocast(work: Work) -> Iterator[None]:
+def empty_tensors(work: Work) -> Iterator[LiveBytes]:
+    """Inside, tensors are made without data on the run's device, and counted."""
+    place = torch.device(work.device)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, place:
+        yield live
+
+
+@contextmanager
+def autocast(work: Work) -> Iterator[None]:
+    """The run's own autocast."""
     kind = torch.float16 if work.precision == "fp16" else torch.bfloat16
     with torch.autocast(work.device, dtype=kind, enabled=work.half):
         yield
+
+
+def with_holes(config: Config, work: Work, activations: int) -> int:
+    """Bytes of activations, and of what adapters make unusable between them."""
+    holes = ADAPTER_HOLES if config.lora is not None and work.device == "cpu" else 0
+    return round(activations * (1 + holes))
+
+
+def finished(stage: str, roles: dict[str, int], phases: dict[str, int], work: Work) -> Forecast:
+    """The forecast, with what the libraries take and what the machine has."""
+    whole = roles | {"libraries": LIBRARIES.get(work.device, LIBRARIES["cuda"])}
+    return Forecast(stage, whole, phases, held_bytes(work.device), available_bytes(work.device))
+
+
+def _fill_roles(
+    live: LiveBytes,
+    work: Work,
+    policy: PolicyWithValueHead,
+    reference: FrozenPolicy | None,
+    rewards: Sequence[PreTrainedModel],
+) -> dict[str, int]:
+    """Bytes of each role's weights and buffers."""
+    place = torch.device(work.device)
+    roles: dict[str, int] = {}
+    parts: dict[str, list[nn.Module]] = {
+        "policy and values": [policy],
+        "reference": [] if reference is None else [reference],
+        "reward models": list(rewards),
+    }
+    for name, models in parts.items():
+        for model in models:
+            fill(model, place)
+        roles[name] = live.now - sum(roles.values())
+    return roles
 
 
 def _layout(config: Config, work: Work, tokens: int) -> Layout:
@@ -289,7 +241,6 @@ def _update(
     """Most bytes of activations, those of the optimizer's state, and those of the gradients."""
     optimizer = make_optimizer(config, policy)
     layout = _layout(config, work, training_tokens(config.ppo, work.device, work.half))
-    before = live.now
 
     def backward() -> None:
         found = policy(layout, config.rollout.temperature, config.ppo.entropy_coefficient > 0)
@@ -298,6 +249,14 @@ def _update(
             loss = loss + found.entropy.sum()
         loss.backward()
 
+    return _step(live, optimizer, backward)
+
+
+def _step(
+    live: LiveBytes, optimizer: torch.optim.Optimizer, backward: Callable[[], None]
+) -> tuple[int, int, int]:
+    """Most bytes of activations, those of the optimizer's state, and those of the gradients."""
+    before = live.now
     backward()
     gradients = live.now - before
     optimizer.step()
@@ -325,7 +284,7 @@ def _judge(
     judges: Sequence[nn.Module],
     work: Work,
 ) -> int:
-    """Most bytes of a forward pass of any role; `judges` are the reward models' trunks."""
+    """Most bytes of a forward pass of any role; `judges` are reward models, or trunks of them."""
     layout = _layout(config, work, judging_tokens(config.ppo, work.device))
     resident = live.now
     policy(layout, config.rollout.temperature)
@@ -334,8 +293,11 @@ def _judge(
     sources = [leaf for _, leaf in leaves(config.reward.sources) if isinstance(leaf, ModelSource)]
     if sources:
         part = _layout(config, work, max(source.batch_tokens for source in sources))
-        for trunk in judges:
-            sequence_states(trunk, part.ids, part.positions, part.lengths)
+        for model in judges:
+            if model is find_trunk(base_model(policy.lm)):
+                sequence_states(model, part.ids, part.positions, part.lengths)
+            else:
+                model(input_ids=torch.zeros(len(part.lengths), part.lengths[0], dtype=torch.int64))
     return live.extra(resident)
 
 
@@ -344,15 +306,8 @@ def _rollout(config: Config, policy: PolicyWithValueHead, work: Work) -> int:
     """Bytes of the cache, of reordered weights, and of one token's distribution."""
     base: Any = base_model(policy.lm)
     rows = min(config.rollout.generation_batch_size, work.responses)
-    cache = roomy_cache(base.config)
-    find_trunk(base)(
-        input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True
-    )
-    layers: Any = cache.layers
-    kept = [x for layer in layers for x in (layer.keys, layer.values) if x is not None]
-    a_token = sum(x.element_size() * x.shape[1] * x.shape[3] for x in kept)
-    length = work.prompt_tokens + config.rollout.max_new_tokens + ROOM
-    size: int = rows * length * a_token
+    length = work.prompt_tokens + config.rollout.max_new_tokens
+    size: int = rows * _cache_bytes(base, length)
     size += rows * int(base.config.get_text_config().vocab_size) * SAMPLING_BYTES
     if work.device == "cpu":
         linears = [m for m in base.modules() if type(m) is nn.Linear]
@@ -362,6 +317,31 @@ def _rollout(config: Config, policy: PolicyWithValueHead, work: Work) -> int:
     return size
 
 
-def gib(size: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+def _cache_bytes(base: Any, length: int) -> int:
+    """What a response of so many tokens, with its prompt, keeps in a cache."""
+    cache = roomy_cache(base.config)
+    known = inspect.signature(base.forward).parameters
+    if way_by_layers(base) == "whole":
+        return 0
+    name = "past_key_values" if "past_key_values" in known else "cache_params"
+    find_trunk(base)(
+        **{"input_ids": torch.zeros(1, 1, dtype=torch.int64), name: cache, "use_cache": True}
+    )
+    size = 0
+    for layer in cache.layers:
+        a_token, once = _layer_bytes(layer)
+        window = getattr(layer, "sliding_window", None)
+        size += once + a_token * (length + ROOM if window is None else min(length, window))
+    return size
+
+
+def _layer_bytes(layer: Any) -> tuple[int, int]:
+    """Bytes a token, and bytes whatever the length, of a layer's cache that holds one token."""
+    states = [*getattr(layer, "conv_states", {}).values()]
+    states += [*getattr(layer, "recurrent_states", {}).values()]
+    kept = [getattr(layer, name, None) for name in ("keys", "values")]
+    a_token, once = (
+        sum(x.element_size() * x.numel() for x in part if isinstance(x, Tensor))
+        for part in (kept, states)
+    )
+    return a_token, once

@@ -14,9 +14,11 @@ from rlhf_ppo.algorithm.kl import adapt_penalty
 from rlhf_ppo.algorithm.losses import LossSettings
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.config import Config, PpoConfig
+from rlhf_ppo.console import sample_text
 from rlhf_ppo.data.prompts import EncodedPrompt
 from rlhf_ppo.data.sampler import step_rows
-from rlhf_ppo.data.template import as_text
+from rlhf_ppo.errors import GuardError
+from rlhf_ppo.models.policy import base_model
 from rlhf_ppo.plan import judging_tokens
 from rlhf_ppo.rewards.combine import weigh
 from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
@@ -27,7 +29,7 @@ from rlhf_ppo.rollout.noise import derive_seed, generator, sampling_noise
 from rlhf_ppo.training.checkpoint import Progress
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.failures import save_failure
-from rlhf_ppo.training.guard import observe
+from rlhf_ppo.training.guard import Rounding, first_step_trouble, observe
 from rlhf_ppo.training.metrics import (
     Metrics,
     group_metrics,
@@ -48,6 +50,7 @@ from rlhf_ppo.training.train_batch import (
 )
 from rlhf_ppo.training.update import UpdateStats, kl_after_update, ppo_update
 
+RATIO_NOT_1 = "the ratio to the policy at collection is not 1 (policy/ratio_first_error)"
 Monitor = Callable[[Sequence[EncodedPrompt], Sequence[str]], float]
 
 
@@ -72,6 +75,7 @@ class PpoRun:
     gold: Monitor | None  # mean gold score of a rollout; shown, never trained on
     evaluate: Callable[[Progress], HeldOut]  # called at the start and after steps
     ptx_rows: Sequence[TextRow] = ()  # of the next-token loss, if there is one
+    batches_after: int = 0  # of responses that the final evaluation generates; 0: none follows
 
     @property
     def checkpoints(self) -> Path:
@@ -135,11 +139,9 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         sources=weighed.moments,
     )
     clock.lap("time/update")
-    texts = response_texts(run.roles.tokenizer, rollout.responses.tokens)
-    if config.rollout.samples_per_prompt > 1:
-        metrics |= group_metrics(rollout.responses.prompt_rows.tolist(), texts, weighed.scores)
-    if run.gold is not None:
-        metrics["gold/mean"] = run.gold(prompts, texts)
+    questions = [item.prompt.text for item in prompts]
+    texts = response_texts(run.roles.tokenizer, rollout.responses.tokens, questions)
+    metrics |= _text_metrics(run, prompts, texts, weighed.scores)
     metrics = {
         "step": step,
         "episodes": after.episodes,
@@ -152,7 +154,61 @@ def ppo_step(run: PpoRun, step: int, progress: Progress) -> tuple[Progress, Metr
         **throughput(tokens, clock.laps),
         "memory/peak_gib": peak_memory_gib(processes.device),
     }
-    return after, metrics, _example(prompts[0], texts[0], float(weighed.scores[0]))
+    return after, metrics, sample_text(prompts[0].prompt.text, texts[0], float(weighed.scores[0]))
+
+
+def _text_metrics(
+    run: PpoRun, prompts: Sequence[EncodedPrompt], texts: Sequence[str], scores: torch.Tensor
+) -> Metrics:
+    """What the texts of a rollout tell: how responses to one prompt differ, their gold score."""
+    found: Metrics = {}
+    if run.config.rollout.samples_per_prompt > 1:
+        found |= group_metrics([item.prompt.row for item in prompts], texts, scores)
+    if run.gold is not None:
+        found["gold/mean"] = run.gold(prompts, texts)
+    return found
+
+
+def _start_differences(rollout: Rollout) -> dict[str, torch.Tensor]:
+    """(N,) nats a token that are 0 as long as nothing has been learnt, by what that says."""
+    mask = rollout.responses.tokens.response_mask
+    sampler = rollout.logprobs - rollout.responses.sampling_logprobs
+    return {
+        "the sampler draws from another distribution than the forward pass scores "
+        "(policy/sampler_gap)": sampler[mask],
+        "the policy is not its own reference (kl/ref)": (rollout.logprobs - rollout.ref_logprobs)[
+            mask
+        ],
+    }
+
+
+def _check_start(run: PpoRun, step: int, differences: dict[str, torch.Tensor]) -> None:
+    """In step 1 the policy has learnt nothing yet: it is its own sampler, reference and old policy.
+
+    Raises:
+        GuardError: it is not, by more than rounding; all that would follow would be wrong.
+    """
+    if step > 1:
+        return
+    reason = first_step_trouble(_rounding(run), differences)
+    if reason is not None:
+        kind = base_model(run.roles.policy.lm).config.model_type
+        raise GuardError(
+            f"{reason}. PPO's numbers would mean nothing for this model (model type {kind}), so "
+            "the run stops and saves no policy. Known ways out: policy.gradient_checkpointing "
+            "false, hardware.mixed_precision no, policy.dtype float32, or a model of a family "
+            "listed in docs/models.md."
+        )
+
+
+def _rounding(run: PpoRun) -> Rounding:
+    """What a forward pass of the policy computes in."""
+    model, precision = run.config.policy, run.processes.precision
+    if run.processes.half or model.dtype != "float32" or model.quantization is not None:
+        kinds = [model.dtype, *([precision] if run.processes.half else [])]
+        return Rounding(f"rounding in {' and '.join(kinds)}", half=True)
+    # "high" lets a GPU multiply in TF32, which has as few digits as float16.
+    return Rounding("rounding in float32", torch.get_float32_matmul_precision() != "highest")
 
 
 def _carry_on(
@@ -204,6 +260,7 @@ def _collect_scored(
     """The rollout of all processes and its prompts, without the responses that got no score."""
     config = run.config
     rollout, failures = _collect_share(run, step, asked, clock, again)
+    _check_start(run, step, _start_differences(rollout))
     check_failures(rollout.source_scores, failures, config.reward.max_failed, f"step {step}")
     kept = scored_rows(rollout.source_scores, compared_responses(config))
     check_enough(len(kept), config.ppo.minibatches, run.processes.world, f"step {step}")
@@ -243,7 +300,7 @@ def _update(
     def keep_failure(minibatch: Minibatch, text: Tokens | None) -> None:
         run.processes.on_main(lambda: save_failure(run.failures, step, minibatch, text))
 
-    return ppo_update(
+    stats = ppo_update(
         run.roles.policy,
         run.roles.policy_forward,
         run.optimizer,
@@ -257,6 +314,8 @@ def _update(
         draw_text=_text_drawer(run, step, again),
         keep_failure=keep_failure,
     )
+    _check_start(run, step, {RATIO_NOT_1: stats.first_log_ratios})
+    return stats
 
 
 def _text_drawer(run: PpoRun, step: int, again: int) -> Callable[[int], Tokens] | None:
@@ -282,11 +341,6 @@ def _next_penalty(run: PpoRun, batch: TrainBatch, penalty: float) -> float:
         return penalty
     kl = kl_after_update(run.roles.policy_forward, batch, run.config, run.processes)
     return adapt_penalty(penalty, kl, target)
-
-
-def _example(prompt: EncodedPrompt, response: str, score: float) -> str:
-    asked = as_text(prompt.prompt.text)[-300:]
-    return f"  sample | {asked}\n         > {response}   (score {score:.2f})"
 
 
 class _Clock:

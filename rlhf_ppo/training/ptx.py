@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ppo.algorithm.batch import Tokens
-from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
+from rlhf_ppo.data.fitting import LongRows, fit_demonstrations
+from rlhf_ppo.data.lengths import LengthLimit
+from rlhf_ppo.data.preferences import Demonstration
 from rlhf_ppo.data.sampler import step_rows
-from rlhf_ppo.data.template import check_template
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.limits import limits_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class TextRow:
 def encode_rows(
     items: Sequence[Demonstration],
     tokenizer: PreTrainedTokenizerBase,
-    model: Any,
+    model: PretrainedConfig,
     max_tokens: int,
     setting: str,
+    long_rows: LongRows = "drop",
 ) -> tuple[list[TextRow], int]:
     """Token ids of the rows that are short enough.
 
@@ -36,8 +38,9 @@ def encode_rows(
         items: texts.
         tokenizer: of the policy.
         model: configuration of the policy, whose positions are a limit too.
-        max_tokens: longer ones are dropped.
+        max_tokens: longer ones are dropped, or cut.
         setting: where the data is named, for messages.
+        long_rows: what is done with longer ones.
 
     Returns:
         The rows, and how many were dropped.
@@ -45,20 +48,16 @@ def encode_rows(
     Raises:
         UserError: messages that the template refuses, or nothing is left.
     """
-    check_template(tokenizer, [item.prompt for item in items], setting)
-    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
-    limit = min(max_tokens, positions or max_tokens)
-    rows = []
-    for item in items:
-        ids, start = encode_demonstration(tokenizer, item)
-        start = max(1, start)
-        if start < len(ids) <= limit:
-            rows.append(TextRow(tuple(ids), start))
+    limits = limits_of(model, "policy.path").strict()
+    limit = LengthLimit("ptx.max_tokens", max_tokens, limits)
+    fitted = fit_demonstrations(items, tokenizer, limit, setting, long_rows)
+    found = [TextRow(tuple(row.ids), max(1, row.start)) for row in fitted.rows]
+    rows = [row for row in found if row.start < len(row.ids)]
     if not rows:
+        shortest = min(fitted.lengths)
         raise UserError(
-            f"{setting}: none of the {len(items)} rows has 2 to {limit} tokens (ptx.max_tokens = "
-            f"{max_tokens}, positions of the model: {positions}). Raise ptx.max_tokens, or give "
-            "other rows."
+            f"{setting}: none of the {len(items)} rows has from 2 tokens to {limit} (the shortest "
+            f"has {shortest}). {limit.remedy(shortest)}"
         )
     return rows, len(items) - len(rows)
 

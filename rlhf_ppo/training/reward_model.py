@@ -3,39 +3,40 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
 
 from rlhf_ppo.config import Config, ModelSource, RewardModelConfig, trained_source
-from rlhf_ppo.console import say
-from rlhf_ppo.data.preferences import Preference
-from rlhf_ppo.data.template import check_template, encode_conversation, long_rows
+from rlhf_ppo.console import activity, say
+from rlhf_ppo.data.fitting import Fitted, Pair
+from rlhf_ppo.diagnostics import judge_reward_model
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.load import load_classifier, load_tokenizer
-from rlhf_ppo.models.lora import peft_config
+from rlhf_ppo.models.lora import POLICY
+from rlhf_ppo.models.save import name_base
+from rlhf_ppo.rewards.accuracy import FILE, accuracy_of, accuracy_text, with_intervals
 from rlhf_ppo.rewards.classifier import RewardModel
 from rlhf_ppo.rewards.judgement import Missing
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
-
-PROBES_FILE = "probes.json"
 
 
 def train_reward_model(
     config: Config,
     settings: RewardModelConfig,
-    preferences: Sequence[Preference],
-    probes: Sequence[Preference],
+    pairs: Fitted[Pair],
+    held: Fitted[Pair] | None,
+    kinds: Mapping[str, str],
     start: str,
     folder: Path,
     stamp: dict[str, Any],
@@ -43,18 +44,20 @@ def train_reward_model(
 ) -> None:
     """Train a reward model (Bradley-Terry loss) from the model at `start`, save it to `folder`.
 
+    `pairs` and `held` are encoded, and short enough; `kinds` names the error in each held-out pair
+    by its place.
+
     Raises:
         UserError: `start` cannot be loaded.
     """
-    set_seed(config.seed % 2**32)  # the new head is drawn at random
     tokenizer = load_tokenizer(start, "reward_model.init_from")
     source = trained_source(config.reward) or ModelSource()
-    model = load_classifier(start, source.dtype, "reward_model.init_from", new_head=True)
+    model = _starting_point(config, settings, start, source.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
-    pairs = _encode(preferences, tokenizer, settings.max_tokens)
+    rows = _examples(pairs)
     arguments = training_arguments(config, settings, folder, processes.world)
     if settings.order == "file":
-        pairs = file_order(pairs, settings.batch_size, config.seed)
+        rows = file_order(rows, settings.batch_size, config.seed)
         arguments["train_sampling_strategy"] = "sequential"
     trainer = RewardTrainer(
         model=model,
@@ -63,33 +66,54 @@ def train_reward_model(
             center_rewards_coefficient=settings.center_coefficient or None,
             remove_unused_columns=False,  # the sampler groups by `length`
         ),
-        train_dataset=Dataset.from_list(pairs),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=None if config.lora is None else peft_config(config.lora, "SEQ_CLS"),
     )
-    progress = use_our_progress(trainer, "reward model", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "reward model", "reward_model", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         if settings.save == "adapter":
+            name_base(trained.peft_config[POLICY])
             trained.save_pretrained(target)
         whole = trained if config.lora is None else trained.merge_and_unload()
         if settings.save == "merged":
             whole.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        history = "\n".join(json.dumps(entry) for entry in progress.history)
-        (target / "metrics.jsonl").write_text(history + "\n", encoding="utf-8")
-        if probes:
-            sides = [pair.conversations for pair in probes]
-            long = long_rows(tokenizer, sides, source.max_tokens)
-            short = [pair for place, pair in enumerate(probes) if place not in long]
-            accuracy = probe(RewardModel(whole.eval(), tokenizer, source, "reward_model"), short)
-            (target / PROBES_FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
-            shown = "  ".join(f"{kind} {value['accuracy']:.2f}" for kind, value in accuracy.items())
-            say(f"reward model: right order on held-out pairs: {shown}")
+        lines = "\n".join(json.dumps(entry) for entry in history)
+        (target / "metrics.jsonl").write_text(lines + "\n", encoding="utf-8")
+        if held is not None:
+            judge = RewardModel(whole.eval(), tokenizer, source, "reward_model")
+            _write_probes(target, judge, held, kinds)
 
     save_stage(folder, processes, stamp, write)
+
+
+def _starting_point(
+    config: Config, settings: RewardModelConfig, start: str, base_dtype: str
+) -> Any:
+    """The model at `start` with a head of one output, or a new adapter on it.
+
+    Args:
+        config: settings.
+        settings: of this stage.
+        start: folder or hub id.
+        base_dtype: of the base beside an adapter.
+    """
+    given = settings.init_from is not None
+    model = load_classifier(
+        start,
+        # What is trained is float32: half precision has no room for small updates.
+        "float32" if config.lora is None else base_dtype,
+        "reward_model.init_from" if given else "policy.path",
+        new_head=True,
+        allow=settings.allow_unmatched if given else config.policy.allow_unmatched,
+        seed=config.seed % 2**32,
+    )
+    if config.lora is None:
+        return model
+    seed = derive_seed(config.seed, "reward_model", "adapter")
+    return fresh_adapter(model, config.lora, "SEQ_CLS", seed)
 
 
 def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
@@ -110,45 +134,62 @@ def file_order(pairs: list[dict[str, Any]], batch_size: int, seed: int) -> list[
     return arranged
 
 
-def probe(model: RewardModel, probes: Sequence[Preference]) -> dict[str, dict[str, float]]:
+def probe(
+    model: RewardModel, pairs: Sequence[Pair], kinds: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """How often the chosen completion scores above the rejected one, by kind of error.
 
+    Args:
+        model: trained.
+        pairs: held-out ones, encoded.
+        kinds: of error, one a pair.
+
     Returns:
-        For each kind: `pairs`, `accuracy` (ties count half) and `margin` (mean score difference).
-        A pair that gets no score is left out, and said.
+        `accuracy_of` each kind. A pair that gets no score is left out, and reported.
     """
-    prompts = [pair.prompt for pair in probes]
-    chosen = model.score_texts(prompts, [pair.chosen for pair in probes])
-    rejected = model.score_texts(prompts, [pair.rejected for pair in probes])
+    with activity("reward model: scoring held-out pairs", 2 * len(pairs)):
+        chosen = model.score_ids([pair[0].ids for pair in pairs])
+        rejected = model.score_ids([pair[1].ids for pair in pairs])
     margins: dict[str, list[float]] = defaultdict(list)
-    for pair, better, worse in zip(probes, chosen, rejected, strict=True):
+    for kind, better, worse in zip(kinds, chosen, rejected, strict=True):
         if isinstance(better, Missing) or isinstance(worse, Missing):
             missing = better if isinstance(better, Missing) else worse
             say(f"reward model: left out a held-out pair, {missing}")
             continue
-        margins[pair.kind].append(better - worse)
-    result = {}
-    for kind, values in sorted(margins.items()):
-        differences = torch.tensor(values)
-        wins = (differences > 0).float() + 0.5 * (differences == 0).float()
-        result[kind] = {
-            "pairs": len(values),
-            "accuracy": float(wins.mean()),
-            "margin": float(differences.mean()),
+        margins[kind].append(better - worse)
+    return {kind: accuracy_of(values) for kind, values in sorted(margins.items())}
+
+
+def show_accuracy(probes: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how often the right order was found, over all kinds and by kind, and what is wrong."""
+    found = with_intervals(probes)
+    if found is None:
+        return
+    say(f"reward model: right order in {accuracy_text(found)} (95 % interval)")
+    if len(found["kinds"]) > 1:
+        for kind, value in found["kinds"].items():
+            say(f"  {kind:<24}{accuracy_text(value)}")
+    for finding in judge_reward_model(found, step=0):
+        say(f"  {finding.severity} {finding.name}: {finding.message}")
+        say(f"    try: {finding.remedy}")
+
+
+def _write_probes(
+    target: Path, judge: RewardModel, held: Fitted[Pair], kinds: Mapping[str, str]
+) -> None:
+    """Measure a trained reward model on held-out pairs; `kinds` is the kind of each place."""
+    accuracy = probe(judge, held.rows, [kinds[place] for place in held.places])
+    (target / FILE).write_text(json.dumps(accuracy, indent=2) + "\n", "utf-8")
+    show_accuracy(accuracy)
+
+
+def _examples(fitted: Fitted[Pair]) -> list[dict[str, Any]]:
+    """Token ids of each pair, and the length of its longer side."""
+    return [
+        {
+            "chosen_ids": chosen.ids,
+            "rejected_ids": rejected.ids,
+            "length": max(len(chosen.ids), len(rejected.ids)),
         }
-    return result
-
-
-def _encode(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> list[dict[str, Any]]:
-    """Token ids of each pair whose longer side is short enough."""
-    check_template(tokenizer, [pair.prompt for pair in preferences], "data.preferences")
-    pairs = []
-    for pair in preferences:
-        chosen = encode_conversation(tokenizer, pair.prompt, pair.chosen)
-        rejected = encode_conversation(tokenizer, pair.prompt, pair.rejected)
-        length = max(len(chosen), len(rejected))
-        if length <= max_tokens:  # `inputs.py` has told of the others
-            pairs.append({"chosen_ids": chosen, "rejected_ids": rejected, "length": length})
-    return pairs
+        for chosen, rejected in fitted.rows
+    ]

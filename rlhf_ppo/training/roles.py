@@ -1,7 +1,7 @@
 """From model folders to the four roles on their devices."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.models.forward import check_output_layer
 from rlhf_ppo.models.load import (
     check_installed,
     check_same_vocabulary,
@@ -22,9 +21,12 @@ from rlhf_ppo.models.lora import base_path
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, base_model, build_policy
 from rlhf_ppo.models.save import load_values
 from rlhf_ppo.models.shared import SharedBase
+from rlhf_ppo.models.trial import try_language_model, try_value_trunk
 from rlhf_ppo.rewards.sources import Places, load_sources
 from rlhf_ppo.rollout.collect import Roles
+from rlhf_ppo.rollout.decoder import way_of
 from rlhf_ppo.rollout.generation import SamplingSettings
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.stamps import ModelPaths
 from rlhf_ppo.training.distributed import Processes
 
@@ -41,38 +43,38 @@ def build_roles(
     """
     tokenizer = load_tokenizer(paths.reference, "policy.path")
     device, offload = processes.device, config.hardware.offload
-    lm = load_causal_lm(
-        paths.reference,
-        config.policy.dtype,
-        "policy.path",
-        keep_adapter=config.lora is not None,
-        quantization=config.policy.quantization,
-        device=device,
-    )
-    check_output_layer(base_model(lm), paths.reference)
+    lm = _start(config, paths.reference, device, keep_adapter=config.lora is not None)
     _check_lengths(config, lm)
     # With adapters the policy without them is the reference; otherwise it is a frozen copy.
     reference = None
     if config.lora is None:
-        copy = load_causal_lm(paths.reference, config.policy.dtype, "policy.path")
+        copy = _start(config, paths.reference, device)
         reference = FrozenPolicy(copy) if offload else FrozenPolicy(copy).to(device)
     reward, start_of_values = None, None
     if config.value.model == "reward":  # rules.py: there is one model among the sources
         # Not on the policy's base even if it is an adapter: a value model is trained as a whole.
-        reward = load_sources(config.reward, paths.reward_model, Places(device, offload))
+        places = Places(device, offload, seed=config.seed)
+        reward = load_sources(config.reward, paths.reward_model, places)
         found = reward.first_model()
         if found is not None:
             check_same_vocabulary(tokenizer, found.tokenizer, found.setting)
             start_of_values = found.model
     policy = build_policy(
-        lm, config.lora, config.value, start_of_values, config.policy.gradient_checkpointing
+        lm,
+        config.lora,
+        config.value,
+        start_of_values,
+        config.policy.gradient_checkpointing,
+        derive_seed(config.seed, "ppo", "adapter"),
     )
     if config.value.init == "saved":
         load_values(policy, paths.reference)
     optimizer = make_optimizer(config, policy)
     policy.to(device)
+    _try_policy(policy, paths.reference, in_training=config.policy.gradient_checkpointing)
     if reward is None:
-        places = Places(device, offload, _shared_base(config, policy, paths.reference))
+        base = _shared_base(config, policy, paths.reference)
+        places = Places(device, offload, base, config.seed)
         reward = load_sources(config.reward, paths.reward_model, places)
     wrapped, optimizer = processes.prepare(policy, optimizer)
     roles = Roles(
@@ -84,6 +86,31 @@ def build_roles(
         autocast=processes.autocast,
     )
     return roles, optimizer
+
+
+def _start(
+    config: Config, path: str, device: torch.device, *, keep_adapter: bool = False
+) -> PreTrainedModel:
+    """The model that the run starts from; the same at each call."""
+    return load_causal_lm(
+        path,
+        config.policy.dtype,
+        "policy.path",
+        keep_adapter=keep_adapter,
+        quantization=config.policy.quantization,
+        device=device,
+        allow=config.policy.allow_unmatched,
+        seed=config.seed,
+    )
+
+
+def _try_policy(policy: PolicyWithValueHead, path: str, *, in_training: bool) -> None:
+    """See that the policy's numbers are those of its own forward pass, sampled or scored."""
+    base = base_model(policy.lm)
+    try_language_model(base, f"policy.path = {path!r}", in_training=in_training)
+    way_of(base)
+    if policy.value_trunk is not None:
+        try_value_trunk(policy.value_trunk, "value.model")
 
 
 def _shared_base(config: Config, policy: PolicyWithValueHead, path: str) -> SharedBase | None:
@@ -98,19 +125,21 @@ def load_for_evaluation(
 ) -> Roles:
     """Load a finished policy beside its reference and reward sources; nothing is trained."""
     device, offload = processes.device, config.hardware.offload
-    quantization = config.policy.quantization
-
-    def load(path: str, setting: str) -> PreTrainedModel:
-        dtype = config.policy.dtype
-        return load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
-
-    policy = PolicyWithValueHead(load(policy_path, "policy")).eval().requires_grad_(False)
-    reference = FrozenPolicy(load(paths.reference, "policy.path"))
+    given = config.evaluation.policy is not None
+    setting = "evaluation.policy" if given else "policy"
+    allow = config.evaluation.allow_unmatched if given else ()
+    lm = _frozen(config, policy_path, setting, allow, processes)
+    policy = PolicyWithValueHead(lm).eval().requires_grad_(False)
+    allow = config.policy.allow_unmatched
+    reference = FrozenPolicy(_frozen(config, paths.reference, "policy.path", allow, processes))
+    policy.to(device)
+    _try_policy(policy, policy_path, in_training=False)
+    places = Places(device, offload, seed=config.seed)
     return Roles(
-        policy=policy.to(device),
+        policy=policy,
         policy_forward=_Autocast(policy, processes),
         reference=reference if offload else reference.to(device),
-        reward=load_sources(config.reward, paths.reward_model, Places(device, offload)),
+        reward=load_sources(config.reward, paths.reward_model, places),
         tokenizer=load_tokenizer(paths.reference, "policy.path"),
         autocast=processes.autocast,
     )
@@ -122,10 +151,24 @@ def load_other(config: Config, path: str, setting: str, processes: Processes) ->
     Raises:
         UserError: it cannot be loaded.
     """
-    quantization, device = config.policy.quantization, processes.device
-    dtype = config.policy.dtype
-    lm = load_causal_lm(path, dtype, setting, quantization=quantization, device=device)
-    return FrozenPolicy(lm).to(device)
+    lm = _frozen(config, path, setting, config.evaluation.allow_unmatched, processes)
+    found = FrozenPolicy(lm).to(processes.device)
+    try_language_model(base_model(found.lm), f"{setting} = {path!r}")
+    return found
+
+
+def _frozen(
+    config: Config, path: str, setting: str, allow: Sequence[str], processes: Processes
+) -> PreTrainedModel:
+    return load_causal_lm(
+        path,
+        config.policy.dtype,
+        setting,
+        quantization=config.policy.quantization,
+        device=processes.device,
+        allow=allow,
+        seed=config.seed,
+    )
 
 
 def sampling_settings(config: Config, roles: Roles) -> SamplingSettings:

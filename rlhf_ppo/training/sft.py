@@ -10,17 +10,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_ppo.config import Config, SupervisedConfig
-from rlhf_ppo.data.preferences import Demonstration, encode_demonstration
-from rlhf_ppo.data.template import as_text, check_template
+from rlhf_ppo.console import activity
+from rlhf_ppo.data.encoding import Example
+from rlhf_ppo.data.fitting import Fitted
+from rlhf_ppo.data.preferences import Demonstration
+from rlhf_ppo.data.template import as_text
 from rlhf_ppo.errors import UserError
+from rlhf_ppo.models.adapters import fresh_adapter
 from rlhf_ppo.models.load import load_causal_lm, load_tokenizer
-from rlhf_ppo.models.lora import peft_config
 from rlhf_ppo.models.scratch import build_model, train_tokenizer
+from rlhf_ppo.seeds import derive_seed
 from rlhf_ppo.training.distributed import Processes
 from rlhf_ppo.training.trainer import (
     save_stage,
+    train_shown,
     training_arguments,
-    use_our_progress,
 )
 
 
@@ -28,27 +32,45 @@ def train_supervised(
     config: Config,
     settings: SupervisedConfig,
     demonstrations: Sequence[Demonstration],
+    fitted: Fitted[Example],
     folder: Path,
     stamp: dict[str, Any],
     processes: Processes,
 ) -> None:
     """Train the starting model on completions and save it to `folder`.
 
+    Args:
+        config: settings of the run.
+        settings: of this stage.
+        demonstrations: what a tokenizer made from nothing learns its words from.
+        fitted: the same, encoded; those that are too long are left out.
+        folder: of the result.
+        stamp: what it was made from.
+        processes: of the run.
+
     Raises:
         UserError: nothing to start from.
     """
-    model, tokenizer = starting_point(config, demonstrations)
-    examples = _encode(demonstrations, tokenizer, settings.max_tokens)
+    with activity("supervised: loading the model"):
+        model, tokenizer = starting_point(config, demonstrations)
+    examples = [
+        {
+            "input_ids": row.ids,
+            "completion_mask": [0] * row.start + [1] * (len(row.ids) - row.start),
+        }
+        for row in fitted.rows
+    ]
     arguments = training_arguments(config, settings, folder, processes.world)
+    if config.lora is not None:
+        seed = derive_seed(config.seed, "sft", "adapter")
+        model = fresh_adapter(model, config.lora, "CAUSAL_LM", seed)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**arguments, completion_only_loss=True),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=None if config.lora is None else peft_config(config.lora, "CAUSAL_LM"),
     )
-    progress = use_our_progress(trainer, "supervised", processes.is_main)
-    trainer.train()
+    history = train_shown(trainer, "supervised", "sft", processes)
 
     def write(target: Path) -> None:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -56,7 +78,7 @@ def train_supervised(
             trained = trained.merge_and_unload()
         trained.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        _write_history(target, progress.history)
+        _write_history(target, history)
 
     save_stage(folder, processes, stamp, write)
 
@@ -71,7 +93,15 @@ def starting_point(
     """
     if config.policy.path is not None:
         tokenizer = load_tokenizer(config.policy.path, "policy.path")
-        return load_causal_lm(config.policy.path, config.policy.dtype, "policy.path"), tokenizer
+        policy = config.policy
+        model = load_causal_lm(
+            config.policy.path,
+            policy.dtype,
+            "policy.path",
+            allow=policy.allow_unmatched,
+            seed=config.seed,
+        )
+        return model, tokenizer
     shape = config.policy.scratch
     if shape is None:
         raise UserError(
@@ -94,20 +124,6 @@ def starting_point(
     except ValueError as error:
         raise UserError(f"policy.scratch: {error}") from error
     return model, scratch_tokenizer
-
-
-def _encode(
-    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> list[dict[str, list[int]]]:
-    """Token ids and completion mask of each demonstration that is short enough."""
-    check_template(tokenizer, [item.prompt for item in demonstrations], "data.demonstrations")
-    examples = []
-    for item in demonstrations:
-        whole, start = encode_demonstration(tokenizer, item)
-        if len(whole) <= max_tokens:  # `inputs.py` has told of the others
-            mask = [0] * start + [1] * (len(whole) - start)
-            examples.append({"input_ids": whole, "completion_mask": mask})
-    return examples
 
 
 def _write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:

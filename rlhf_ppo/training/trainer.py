@@ -20,6 +20,7 @@ _NEW_NAME = "activation_checkpointing"
 _CHECKPOINTING = (
     _NEW_NAME if _NEW_NAME in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
 )
+LOGGED_EVERY = 10  # optimizer steps; in a short stage and at its first step more often
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -57,16 +58,22 @@ def training_arguments(
         "dataloader_pin_memory": not on_cpu,
         "max_length": None,  # too long examples are dropped before, and counted
         "disable_tqdm": True,
-        "logging_steps": 10,
+        "logging_steps": LOGGED_EVERY,
     }
 
 
 class TrainerProgress(TrainerCallback):
-    """Our bar or lines in place of the Trainer's; keeps the loss history."""
+    """Our bar or lines in place of the Trainer's; keeps the loss history and tells the trackers."""
 
-    def __init__(self, title: str, shown: bool) -> None:
-        """Show nothing where `shown` is False."""
-        self.title, self.shown = title, shown
+    def __init__(self, title: str, stage: str, processes: Processes) -> None:
+        """Show nothing but in the main process.
+
+        Args:
+            title: of the bar.
+            stage: as the trackers know it.
+            processes: of the run.
+        """
+        self.title, self.stage, self.processes = title, stage, processes
         self.history: list[dict[str, float]] = []
         self.stepper: Stepper | None = None
         self.note = ""
@@ -75,15 +82,17 @@ class TrainerProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Open the bar."""
-        every = max(1, state.max_steps // 10)
-        self.stepper = Stepper(self.title, state.max_steps, shown=self.shown, line_every=every)
+        self.stepper = Stepper(self.title, state.max_steps, shown=self.processes.is_main)
         self.stepper.__enter__()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Advance the bar."""
-        if self.stepper is not None:
+        """Have the first step logged, all of a short stage; advance the bar."""
+        every = max(1, min(LOGGED_EVERY, state.max_steps // LOGGED_EVERY))
+        if state.global_step == 1 or state.global_step % every == 0:
+            control.should_log = True
+        if self.stepper is not None and not control.should_log:
             self.stepper.advance(self.note, to=state.global_step)
 
     def on_log(
@@ -94,29 +103,48 @@ class TrainerProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Keep the numbers."""
-        if logs and "loss" in logs:
-            self.history.append({"step": state.global_step, **logs})
-            parts = [f"loss {float(logs['loss']):.3f}"]
-            if "accuracy" in logs:
-                parts.append(f"accuracy {float(logs['accuracy']):.2f}")
-            self.note = "  ".join(parts)
+        """Keep the numbers of a step and advance the bar with them."""
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        self.history.append({"step": state.global_step, **logs})
+        parts = [f"loss {float(logs['loss']):.3f}"]
+        if "accuracy" in logs:
+            parts.append(f"accuracy {float(logs['accuracy']):.2f}")
+        self.note = "  ".join(parts)
+        self.processes.track(logs, state.global_step, self.stage)
+        if self.stepper is not None:
+            self.stepper.advance(self.note, to=state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Close the bar."""
+    def close(self) -> None:
+        """Leave the bar as it stands."""
         if self.stepper is not None:
             self.stepper.__exit__(None, None, None)
+            self.stepper = None
 
 
-def use_our_progress(trainer: Any, title: str, shown: bool) -> TrainerProgress:
-    """Replace a Trainer's own output by ours."""
+def train_shown(
+    trainer: Any, title: str, stage: str, processes: Processes
+) -> list[dict[str, float]]:
+    """Train with our output in place of the Trainer's own.
+
+    Args:
+        trainer: of Transformers or TRL.
+        title: of the bar.
+        stage: as the trackers know it.
+        processes: of the run.
+
+    Returns:
+        The numbers that were logged, one entry a logged step.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    progress = TrainerProgress(title, shown)
+    progress = TrainerProgress(title, stage, processes)
     trainer.add_callback(progress)
-    return progress
+    try:
+        trainer.train()
+    finally:  # an interrupt too must give the terminal back
+        progress.close()
+    return progress.history
 
 
 def save_stage(

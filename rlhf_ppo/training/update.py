@@ -45,6 +45,7 @@ class UpdateStats:
     entropy: float  # nats a token
     ratio_max: float
     ratio_first_error: float  # max |ratio - 1| before the first optimizer step: 0 up to rounding
+    first_log_ratios: Tensor  # (N,) nats, of the same tokens, of all processes
     ptx_loss: float  # nats a token of the given text; 0 without any
     grad_norm: float  # mean over optimizer steps, before clipping
     optimizer_steps: int
@@ -254,6 +255,7 @@ class _Tally:
         self.text_losses: list[float] = []
         self.ratio_max = 0.0
         self.ratio_first_error = 0.0
+        self.first_log_ratios: list[Tensor] = []
         self.grad_norms: list[float] = []
         self.skipped = 0
         self.skipped_in_row = skipped_in_row
@@ -290,6 +292,7 @@ class _Tally:
         if not self.grad_norms:
             error = float((ratio - 1).abs().max())
             self.ratio_first_error = max(self.ratio_first_error, error)
+            self.first_log_ratios.append((outputs.logprobs - micro.logprobs)[mask].cpu())
 
     def minibatch_kl(self) -> float:
         """KL(new || old) of the present minibatch over all processes, nats a token."""
@@ -329,7 +332,8 @@ class _Tally:
         *sums, tokens = self.processes.sum(self.sums.float()).tolist()
         text_loss = float(self.processes.sum(torch.tensor(sum(self.text_losses))))
         means = dict(zip(SUMS, (value / max(tokens, 1) for value in sums), strict=True))
-        maxima = self.processes.gather_list([(self.ratio_max, self.ratio_first_error)])
+        first = torch.cat([torch.zeros(0), *self.first_log_ratios])
+        parts = self.processes.gather_list([(self.ratio_max, self.ratio_first_error, first)])
         return UpdateStats(
             policy_loss=means["policy"],
             value_loss=means["value"],
@@ -338,8 +342,9 @@ class _Tally:
             kl=means["kl"],
             ref_kl=means["ref_kl"],
             entropy=means["entropy"],
-            ratio_max=max(pair[0] for pair in maxima),
-            ratio_first_error=max(pair[1] for pair in maxima),
+            ratio_max=max(part[0] for part in parts),
+            ratio_first_error=max(part[1] for part in parts),
+            first_log_ratios=torch.cat([part[2] for part in parts]),
             ptx_loss=text_loss / max(len(self.text_losses), 1),
             grad_norm=sum(self.grad_norms) / max(len(self.grad_norms), 1),
             optimizer_steps=len(self.grad_norms),

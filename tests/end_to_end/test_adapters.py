@@ -36,7 +36,7 @@ def test_a_whole_run_leaves_adapters_on_the_supervised_model(
     monkeypatch.chdir(first)
     for name in ("reward_model", "policy"):
         settings = json.loads((first / "one" / name / "adapter_config.json").read_text())
-        assert settings["base_model_name_or_path"] == "one/sft"
+        assert settings["base_model_name_or_path"] == str((first / "one" / "sft").resolve())
         assert not (first / "one" / name / "model.safetensors").exists()
     steps = read_jsonl(first / "one" / "metrics.jsonl")
     assert steps[0]["kl/ref"] == 0.0 and steps[-1]["kl/ref"] != 0.0

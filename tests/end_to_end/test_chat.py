@@ -359,9 +359,18 @@ def test_on_the_page_both_columns_answer_and_no_other_host_is_asked(page: Any) -
                 arg=2 * turn,
             )
             sync_api.expect(tab.get_by_role("button", name="Send")).to_be_enabled()
-        assert tab.get_by_text("hello 1").count() == 2, "what was said stands in both columns"
+        assert tab.get_by_text("hello 1").count() == 1, "what was said stands above both answers"
         tab.get_by_role("button", name="New conversation").click()
         sync_api.expect(answers).to_have_count(0)
+        for scheme, dark in (("dark", True), ("light", False)):
+            tab.emulate_media(color_scheme=scheme)
+            paper = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+            tab.wait_for_function(f"{paper}[0] < 128 == {str(dark).lower()}")
+        tab.set_viewport_size({"width": 360, "height": 640})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+        box = tab.locator(".composer").bounding_box()
+        assert box["y"] + box["height"] == pytest.approx(640, abs=1), "the composer stays below"
+        assert not tab.get_by_label("System prompt").is_visible(), "folded away"
         browser.close()
     assert asked and all(url.split("/")[2] == address.split("/")[2] for url in asked), asked
     server.send_signal(signal.SIGINT)

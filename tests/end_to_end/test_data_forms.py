@@ -52,6 +52,17 @@ def write_sources(folder: Path) -> dict[str, str]:
     }
 
 
+def data_lines(output: str) -> list[str]:
+    """What was printed of the data: a line for each source, and the findings below it."""
+    lines, found = output.split("\n"), []
+    for line in lines:
+        if line.startswith(("data.", "ptx.")) or (found and line.startswith("  ") and "(" in line):
+            found.append(line)
+        elif found:
+            break
+    return found
+
+
 def test_data_as_people_have_it_goes_through_all_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,11 +79,16 @@ def test_data_as_people_have_it_goes_through_all_stages(
     # A longer held-out pair stopped the run after training.
     settings["reward"] = {"sources": [{"kind": "model", "max_tokens": 80}]}
     config = write_config(tmp_path / "config.yaml", settings)
+    assert run_here("plan", ["--config", config.name], tmp_path, monkeypatch) == 0
+    planned = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
     assert run_here("train", ["--config", config.name], tmp_path, monkeypatch) == 0
     shown = capsys.readouterr().out
+    # plan.py said not a word about the rows that a run would drop.
+    assert data_lines(planned) == data_lines(shown) != []
     assert "data.prompts: 8 of 10 rows used (train.csv)" in shown
-    assert "1 dropped: prompt is empty (train.csv:10)" in shown
-    assert "1 dropped: repeats an earlier row (train.csv:11)" in shown
+    assert "1 dropped (10.0 %): prompt is empty (train.csv:10)" in shown
+    assert "1 dropped (10.0 %): repeats an earlier row (train.csv:11)" in shown
     samples = read_jsonl(tmp_path / "run" / "evaluation" / "samples.jsonl")
     assert len(samples) == len(THINGS)
     probes = json.loads((tmp_path / "run" / "reward_model" / "probes.json").read_text("utf-8"))

@@ -147,7 +147,8 @@ def test_other_models_are_compared_without_training_again(
         assert side == reference
         assert kl == ({"mean": 0.0, "low": 0.0, "high": 0.0} if how == "sampled" else None)
         for by in ("score", "gold"):
-            assert start[how]["win_rate"][by] == {"mean": 0.5, "low": 0.5, "high": 0.5, "ties": 1}
+            rate = start[how]["win_rate"][by]
+            assert (rate["mean"], rate["ties"], rate["p"]) == (0.5, 1, 1)
             assert start[how]["length_controlled"][by]["mean"] == 0.5
     assert tuned["sampled"]["side"]["kl"]["mean"] == pytest.approx(summary["policy"]["kl"]["mean"])
     assert tuned["sampled"]["win_rate"] == summary["win_rate"]
@@ -185,6 +186,38 @@ def test_two_models_are_compared_without_any_run(config: Path, gpt2_models: dict
     ours, theirs = found(config, run="pair"), found(config)
     assert ours["policy"] == theirs["policy"] and ours["greedy"] == theirs["greedy"]
     assert found(config, "frontier", "pair")["ppo"] == []
+
+
+def test_a_reward_that_says_right_or_wrong_counts_what_is_solved(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a scorer written here: solved prompts, their exact test, pass@k of 4 samples."""
+    right = config.parent / "right.py"
+    right.write_text(
+        "def right(prompts, responses):\n    return [len(r) % 2 == 0 for r in responses]\n", "utf-8"
+    )
+    sources = f"[{{kind: function, name: even, path: '{right}:right', correctness: true}}]"
+    policy = str(config.parent / "run" / "policy")
+    words = ["--output_dir", "solved", "--evaluation.policy", policy, "--reward.sources", sources]
+    assert here("evaluate", config, *words) == 0
+    output = capsys.readouterr().out
+    summary = found(config, run="solved")
+    samples = read_jsonl(config.parent / "solved" / "evaluation" / "samples.jsonl")
+    pairs = [
+        tuple(int(len(sample[side]["response"]) % 2 == 0) for side in ("policy", "reference"))
+        for sample in samples
+    ]
+    assert [(s["policy"]["solved"], s["reference"]["solved"]) for s in samples] == pairs
+    solved = summary["solved"]
+    assert solved["policy"]["solved"] == sum(ours for ours, _ in pairs)
+    assert solved["gained"] == sum(ours > theirs for ours, theirs in pairs)
+    assert summary["greedy"]["solved"]["prompts"] == len(samples)
+    points = summary["pass_at_k"]["points"]
+    assert [point["k"] for point in points] == [1, 2, 4]
+    assert points[0]["policy"]["mean"] <= points[1]["policy"]["mean"] <= points[2]["policy"]["mean"]
+    assert f"solved, sampled: {solved['reference']['solved']} -> " in output and "pass@4" in output
+    page = (config.parent / "solved" / "evaluation" / "report.html").read_text("utf-8")
+    assert "Solves" in page and "Training maximised this very score" not in page
 
 
 BAD = [

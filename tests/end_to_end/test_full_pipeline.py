@@ -105,9 +105,11 @@ def test_the_summary_has_the_documented_form(run: Path) -> None:
     assert set(summary["reference"]) == names
     assert set(summary["win_rate"]) == {"score", "gold"}
     assert set(summary["length_controlled"]) == {"score", "gold"}
-    assert set(summary["greedy"]) == {"policy", "reference", "win_rate", "length_controlled"}
-    assert all(0 <= rate.pop("ties") <= 1 for rate in summary["win_rate"].values())
+    sides = {"policy", "reference"}
+    assert set(summary["greedy"]) == sides | {"win_rate", "length_controlled", "change"}
     estimates = [*summary["win_rate"].values(), *summary["length_controlled"].values()]
+    assert all(0 <= rate.pop("ties") <= 1 for rate in summary["win_rate"].values())
+    assert all(0 < rate.pop("p") <= 1 for rate in estimates)
     for side in ("policy", "reference"):
         assert set(summary[side]["gold_parts"]) == {"vowels"}
         estimates += summary[side]["gold_parts"].values()

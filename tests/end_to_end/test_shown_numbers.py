@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,23 @@ def test_every_number_is_the_same_wherever_it_is_shown(run: tuple[Path, str]) ->
     metrics = read_jsonl(folder / "metrics.jsonl")
     events = EventAccumulator(str(next((folder / "tensorboard").rglob("events*")).parent))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {key for line in metrics for key in line}
-    for key in events.Tags()["scalars"]:
+    scalars = events.Tags()["scalars"]
+    evaluated = {key for key in scalars if key.startswith("evaluation/")}
+    # The step is the axis.
+    steps = {key for line in metrics for key in line} - {"step"}
+    assert set(scalars) - evaluated == steps
+    for key in steps:
         written = {line["step"]: line[key] for line in metrics if key in line}
         shown = {event.step: event.value for event in events.Scalars(key)}
         # TensorBoard keeps float32.
         assert shown == {step: float(np.float32(value)) for step, value in written.items()}, key
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    for key in ("policy/score/mean", "reference/score/low", "win_rate/score/mean"):
+        (event,) = events.Scalars(f"evaluation/{key}")
+        value: Any = summary
+        for name in key.split("/"):
+            value = value[name]
+        assert (event.step, event.value) == (STEPS, float(np.float32(value)))
     lines = re.findall(r"^ppo (\d+)/3 .*", said, flags=re.MULTILINE)
     assert [int(step) for step in lines] == [1, 2, 3]
     for line, entry in zip(re.findall(r"^ppo .*", said, flags=re.MULTILINE), metrics, strict=True):

@@ -68,12 +68,12 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
         ["prompts.jsonl:9", "half of a character", "'\\ud83d' at 4", REMEDY],
     ),
     "messages without roles": (
-        add("prompts", prompt=[{"from": "human", "value": "why?"}]),
-        ["prompts.jsonl:9", "'from': 'human'", "needs messages like {'role': 'user'", REMEDY],
+        add("prompts", prompt=[{"speaker": "human", "text": "why?"}]),
+        ["prompts.jsonl:9", "'speaker': 'human'", "needs messages like {'role': 'user'", REMEDY],
     ),
-    "messages whose content is a list of parts": (
-        add("prompts", prompt=[{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
-        ["prompts.jsonl:9", "content is not text", "'type': 'text'", REMEDY],
+    "message with an image": (
+        add("prompts", prompt=[{"role": "user", "content": [{"type": "image", "url": "x"}]}]),
+        ["prompts.jsonl:9", "a part of type image", "'type': 'image'", REMEDY],
     ),
     "messages as their text": (
         add("heldout_prompts", prompt=str([USER])),
@@ -140,7 +140,11 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
             add("demonstrations", messages=[USER, answer("so. " * 700)]),
             long_rows="refuse",
         ),
-        ["demonstrations.jsonl:33", "more than sft.max_tokens = 1024", "data.long_rows = drop"],
+        [
+            "demonstrations.jsonl:33",
+            "more than the 96 positions of policy.scratch",
+            "long_rows = drop",
+        ],
     ),
     "pairs that are all too long": (
         lambda c: c.settings.update(reward_model={"max_tokens": 5}),
@@ -160,7 +164,7 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
     ),
     "system prompt of nothing": (
         data(system_prompt=" "),
-        ["data.system_prompt = ' ' is empty", "remove it"],
+        ["data.system_prompt = ' ' is empty", "set it to null"],
     ),
     "column that is not there": (
         data(columns={"prompt": "questoin"}),
@@ -168,7 +172,7 @@ CHAT: dict[str, tuple[Change, list[str]]] = {
     ),
     "column named twice": (
         data(columns={"prompt": "x", "messages": "x"}),
-        ["data.columns.prompt = 'x'", "one name only", "remove one of the two"],
+        ["data.columns.prompt = 'x'", "one name only", "leave one of the two out"],
     ),
     "column named itself": (
         data(columns={"prompt": "prompt"}),

@@ -201,7 +201,10 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
         ["policy.path", "empty", "config.json"],
     ),
     "no room for a response": (
-        lambda c: c.append("prompts", json.dumps({"prompt": "a" * 60})),
+        lambda c: (
+            c.append("prompts", json.dumps({"prompt": "a" * 60})),
+            c.section("data").update(long_rows="refuse"),
+        ),
         ["data.prompts", "prompts.jsonl:9", "60 tokens", "64 positions", "max_new_tokens = 10"],
     ),
     "more new tokens than positions": (
@@ -225,7 +228,7 @@ PLAIN: dict[str, tuple[Change, list[str]]] = {
     ),
     "reward model that is none": (
         lambda c: c.source(path=c.models["policy"]),
-        ["reward.sources[reward_model].path", "gpt2_policy", "2 outputs", "0: LABEL_0", ".label"],
+        ["reward.sources[reward_model].path", "gpt2_policy", "lacks the weights [score.weight]"],
     ),
     "value model with another vocabulary": (
         lambda c: (

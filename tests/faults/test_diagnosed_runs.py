@@ -11,6 +11,7 @@ import torch
 from runs import make_run
 
 from rlhf_ppo.diagnostics import diagnose, read_metrics
+from rlhf_ppo.errors import UserError
 from rlhf_ppo.training.loop import train_ppo
 from rlhf_ppo.training.ppo import PpoRun
 
@@ -120,14 +121,14 @@ def test_skipped_updates_and_dropped_rewards_are_told(tmp_path: Path) -> None:
     assert {"skipped_updates", "dropped_rewards"} <= names(run)
 
 
-def test_dropout_that_was_left_on_is_told(tmp_path: Path) -> None:
-    """With dropout on, the ratio is not 1 before the first optimizer step."""
+def test_dropout_that_was_left_on_is_refused(tmp_path: Path) -> None:
+    """With dropout on, the ratio would not be 1 before the first optimizer step."""
     run = start(tmp_path, ppo={"steps": 1})
     run.roles.policy.lm.model.norm.register_forward_hook(
         lambda module, _, states: torch.nn.functional.dropout(states, 0.05)
     )
-    train_ppo(run)
-    assert names(run) & {"ratio_not_one", "sampler_mismatch"}
+    with pytest.raises(UserError, match="cannot be sampled from"):
+        train_ppo(run)
 
 
 def test_a_finding_is_said_once_counted_and_kept_over_a_resume(

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from rlhf_ppo.algorithm.batch import Tokens
 from rlhf_ppo.config import LoraConfig, ValueConfig
+from rlhf_ppo.errors import UserError
 from rlhf_ppo.models import forward
-from rlhf_ppo.models.forward import check_output_layer, lay_out
-from rlhf_ppo.models.load import disable_dropout
+from rlhf_ppo.models.dropout import disable_dropout
+from rlhf_ppo.models.forward import lay_out
 from rlhf_ppo.models.policy import FrozenPolicy, PolicyWithValueHead, build_policy
+from rlhf_ppo.models.trial import try_language_model
 
 VALUE_WEIGHTS = torch.linspace(-1, 1, 32)
 
@@ -167,11 +169,10 @@ def test_a_frozen_copy_agrees_with_the_policy_to_the_bit() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_output_layer_is_the_models(family: str) -> None:
     model = tiny_model(family)
-    check_output_layer(model, "here")
-    model.get_output_embeddings().register_forward_hook(lambda *call: call[-1])
-    model.config.logit_scale = 3.0  # as if the family scaled its logits, which it does not
-    with pytest.raises(Exception, match="not supported yet"):
-        check_output_layer(model, "here")
+    try_language_model(model, "here")
+    model.logit_scale = 1.01  # as if the family scaled its logits, which it does not
+    with pytest.raises(UserError, match=f"{model.config.model_type}.* in a way that is not supp"):
+        try_language_model(model, "here")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

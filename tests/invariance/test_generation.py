@@ -20,7 +20,7 @@ from rlhf_ppo.models import prepacked
 from rlhf_ppo.models.forward import find_trunk, lay_out
 from rlhf_ppo.models.packing import enable_packing, takes_packed
 from rlhf_ppo.models.policy import PolicyWithValueHead, build_policy
-from rlhf_ppo.rollout import generation
+from rlhf_ppo.rollout import decoder, generation
 from rlhf_ppo.rollout.generation import SamplingSettings, generate
 from rlhf_ppo.rollout.noise import sampling_noise
 
@@ -207,17 +207,18 @@ def assert_same_responses(found: Responses, expected: Responses) -> None:
 
 
 def count_packed_prefills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Lengths of the prompts that went through each packed prefill."""
+    """Lengths of the prompts that went through each packed prefill, trials left out."""
     seen: list[tuple[int, ...]] = []
-    kept = generation.run_packed
+    kept = decoder.run_packed
 
     def count(
         trunk: torch.nn.Module, ids: Tensor, at: Tensor, lengths: tuple[int, ...], *more: Any
     ) -> Any:
-        seen.append(lengths)
+        if lengths != decoder.PROMPTS["padded"]:  # of the trial that chooses how to decode
+            seen.append(lengths)
         return kept(trunk, ids, at, lengths, *more)
 
-    monkeypatch.setattr(generation, "run_packed", count)
+    monkeypatch.setattr(decoder, "run_packed", count)
     return seen
 
 

@@ -18,8 +18,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf_ppo.config import LoraConfig, ValueConfig
+from rlhf_ppo.models.dropout import disable_dropout
 from rlhf_ppo.models.forward import find_trunk, lay_out, sequence_states
-from rlhf_ppo.models.load import disable_dropout
 from rlhf_ppo.models.packing import (
     NAME,
     enable_packing,

@@ -170,5 +170,5 @@ def test_texts_become_rows_and_what_is_too_long_or_empty_is_dropped() -> None:
     assert dropped == 1
     assert [(len(row.ids), row.start) for row in rows] == [(3, 1), (7, 3)]
     assert tokenizer.decode(list(rows[1].ids[3:])) == "yes" + str(tokenizer.eos_token)
-    with pytest.raises(UserError, match=r"none of the 3 rows .*ptx.max_tokens = 2,"):
+    with pytest.raises(UserError, match=r"none of the 3 rows .*ptx.max_tokens = 2 "):
         encode_rows(items, tokenizer, model, 2, "ptx.data")

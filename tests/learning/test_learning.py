@@ -61,8 +61,11 @@ def test_nothing_is_learnt_with_the_advantages_turned_around(
 def test_adapters_learn_too() -> None:
     # The output layer stays as it is, so the adapters need embeddings that tell tokens apart.
     settings = SETTINGS["ppo"] | {"learning_rate": 0.03}
-    before, after = train(1, spread=0.3, lora={"rank": 8, "alpha": 16}, ppo=settings)
-    assert after > before + 0.15
+    gains = []
+    for seed in (1, 2, 3, 4):  # how much is learnt in so few steps hangs on the adapters' draw
+        before, after = train(seed, spread=0.3, lora={"rank": 8, "alpha": 16}, ppo=settings)
+        gains.append(after - before)
+    assert min(gains) > 0 and sum(gains) / 4 > 0.15
 
 
 def test_a_strong_kl_penalty_holds_the_policy_at_the_reference() -> None:

@@ -110,3 +110,9 @@ def test_columns_are_padded_with_zeros_on_the_right(dtype: torch.dtype) -> None:
     assert padded.tolist() == [[1, 1, 0, 0]] * 2
     assert padded.dtype == dtype
     assert pad_columns(torch.ones(3), 4).shape == (3,)
+
+
+def test_no_pass_of_one_seed_is_a_pass_of_the_next_seed() -> None:
+    """Seed + pass would make run 2 begin as run 1 goes on."""
+    passes = [step_rows(50, 50, step, seed) for seed in (1, 2, 3) for step in (1, 2, 3)]
+    assert len({tuple(rows) for rows in passes}) == 9

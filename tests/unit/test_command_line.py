@@ -8,9 +8,10 @@ import pytest
 import yaml
 from helpers import make_config
 
-from rlhf_ppo.command_line import load_config, run_script, setting_names, to_yaml
+from rlhf_ppo.command_line import load_config, setting_names, to_yaml
 from rlhf_ppo.config import Config
 from rlhf_ppo.errors import GuardError, UserError
+from rlhf_ppo.script import run_script
 
 BASE = "output_dir: runs/x\nrollout: {batch_size: 8}\n"
 
@@ -238,7 +239,7 @@ def test_every_setting_is_documented() -> None:
     undocumented = []
 
     def walk(model: type, prefix: str) -> None:
-        from rlhf_ppo.command_line import section_of
+        from rlhf_ppo.config.reading import section_of
 
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             section = section_of(field.annotation)
@@ -321,14 +322,18 @@ def test_every_shipped_config_is_sound_and_says_what_it_is(path: Path) -> None:
     load_config(["--config", str(path)], path)
 
 
-def test_control_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_c_outside_a_run_promises_no_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The story: Ctrl-C in reward_server.py said to go on from the last checkpoint."""
+
     def main(_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stop:
         run_script(main)
     assert stop.value.code == 130
-    assert "--resume true" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\ninterrupted.\n"
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:

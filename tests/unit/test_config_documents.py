@@ -12,7 +12,7 @@ import pytest
 import yaml
 from cli import run_here
 
-from rlhf_ppo.command_line import load_config, section_of
+from rlhf_ppo.command_line import load_config
 from rlhf_ppo.config import Config
 from rlhf_ppo.config.documents import (
     json_schema,
@@ -22,6 +22,7 @@ from rlhf_ppo.config.documents import (
     shown,
     with_tables,
 )
+from rlhf_ppo.config.reading import section_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 from helpers import write_jsonl
+from huggingface_hub import constants
 
+from rlhf_ppo import hub
 from rlhf_ppo.config import DataConfig
 from rlhf_ppo.data.loading import BrokenRow, Row, fingerprint, hub_parts, read_rows
 from rlhf_ppo.data.prompts import read_prompts
@@ -16,6 +22,10 @@ from rlhf_ppo.data.report import DataReport
 from rlhf_ppo.errors import UserError
 
 ROWS = [{"prompt": "one", "topic": 1}, {"prompt": "two", "topic": 2}]
+
+
+def zstd(raw: bytes) -> bytes:
+    return bytes(pyarrow.compress(raw, codec="zstd", asbytes=True))
 
 
 def message(source: Path | str, setting: str = "data.prompts") -> str:
@@ -222,6 +232,209 @@ def test_a_hub_id_has_a_config_and_a_split(
 
 
 def test_a_hub_id_that_cannot_be_loaded_says_so() -> None:
-    assert "data.prompts: 'owner/nothing' is neither a file nor a folder" in message(
-        "owner/nothing"
-    )
+    found = message("owner/nothing")
+    assert "data.prompts: 'owner/nothing' is neither a file nor a folder" in found
+    assert "HF_HUB_OFFLINE is set" in found and "hf download owner/nothing --repo-type" in found
+
+
+def test_without_a_network_a_hub_id_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries tried again and again for a minute, and did not name HF_HUB_OFFLINE."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.hub_problem.cache_clear()
+    try:
+        found = message("owner/nothing")
+        assert constants.HF_HUB_OFFLINE  # so that models are not tried for a minute either
+    finally:
+        hub.hub_problem.cache_clear()
+    assert "http://127.0.0.1:9 does not answer" in found
+    assert "hf download owner/nothing --repo-type dataset" in found
+
+
+COMPRESSORS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compressed_files_hold_the_same_rows_with_their_lines(tmp_path: Path, suffix: str) -> None:
+    texts = {
+        "jsonl": "\n".join(json.dumps(row) for row in ROWS),
+        "json": json.dumps(ROWS),
+        "csv": "prompt,topic\none,1\ntwo,2\n",
+    }
+    for kind, text in texts.items():
+        path = tmp_path / f"a.{kind}.{suffix}"
+        path.write_bytes(COMPRESSORS[suffix](text.encode()))
+        found = rows_of(path)
+        assert [row.values["prompt"] for row in found] == ["one", "two"]
+        first = {"jsonl": ":1", "json": "[0]", "csv": ":2"}[kind]
+        assert found[0].where == f"{path}{first}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.jsonl.gz", b'{"prompt": "x"}', "cannot be read as .gz"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-12],
+            "cannot be read as .gz",
+        ),
+        ("a.jsonl.xz", b"x", "cannot be read as .xz"),
+        ("a.jsonl.zst", b"x", "cannot be read as .zst"),
+        ("a.jsonl", gzip.compress(b"x", mtime=0), "Name it a.jsonl.gz"),
+        ("a.csv", bz2.compress(b"x"), "Name it a.csv.bz2"),
+        ("a.parquet.gz", b"x", "unknown kind of file '.parquet.gz'"),
+        ("a.gz", b"x", "unknown kind of file '.gz'"),
+        ("a.jsonl.gz", gzip.compress(b"\xff", mtime=0), ":1: not UTF-8"),
+    ],
+    ids=range(9),
+)
+def test_damaged_or_misnamed_archives_say_so(
+    tmp_path: Path, name: str, content: bytes, part: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = message(tmp_path / name)
+    assert str(tmp_path / name) in found and part in found
+
+
+NUMBERED = [{"prompt": f"row {number}"} for number in range(10)]
+
+
+SLICES = {
+    "[:3]": slice(3),
+    "[4:7]": slice(4, 7),
+    "[-2:]": slice(8, 10),
+    "[:-7]": slice(3),
+    "[:20%]": slice(2),
+    "[33%:]": slice(3, 10),
+    "[:999]": slice(10),
+}
+
+
+@pytest.mark.parametrize("part", SLICES)
+def test_a_slice_of_a_local_file_is_that_of_datasets(tmp_path: Path, part: str) -> None:
+    """`file.jsonl[:100]` was a missing file, though `owner/name:train[:100]` was a slice."""
+    expected = NUMBERED[SLICES[part]]
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, NUMBERED)
+    found = rows_of(f"{path}{part}")
+    assert [row.values for row in found] == expected
+    lines = [f"{path}:{int(row['prompt'][4:]) + 1}" for row in expected]
+    assert [row.where for row in found] == lines  # of the file, not of the slice
+    datasets.Dataset.from_list(NUMBERED).save_to_disk(tmp_path / "folder")
+    assert [row.values for row in rows_of(f"{tmp_path / 'folder'}{part}")] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("[a:b]", "'[a:b]' is no slice"),
+        ("[3]", "is no slice"),
+        ("[:200%]", "is no slice"),
+        ("[7:3]", "no rows in the slice [7:3]; there are 10"),
+        ("[50:60]", "no rows in the slice"),
+    ],
+)
+def test_a_slice_that_is_none_says_how_to_write_one(tmp_path: Path, part: str, words: str) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, NUMBERED)
+    assert words in message(f"{path}{part}")
+    assert "no such file" in message(f"{tmp_path / 'b.jsonl'}{part}")
+
+
+def test_slices_count_rows_that_are_broken_and_brackets_may_be_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\n{\n\n{"prompt": "y"}\n', encoding="utf-8")
+    assert broken(f"{path}[:2]") == {f"{path}:2": "not valid JSON"}
+    assert [row.where for row in read_rows(f"{path}[2:]", "s")] == [f"{path}:4"]
+    named = tmp_path / "b[:1].jsonl"
+    write_jsonl(named, NUMBERED)
+    assert len(rows_of(named)) == 10 and len(rows_of(f"{named}[:4]")) == 4
+
+
+def test_a_fingerprint_knows_the_slice(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, NUMBERED)
+    prints = {fingerprint(str(path)), fingerprint(f"{path}[:5]"), fingerprint(f"{path}[:6]")}
+    assert len(prints) == 3
+    before = fingerprint(f"{path}[:5]")
+    write_jsonl(path, NUMBERED[::-1])
+    assert fingerprint(f"{path}[:5]") != before
+
+
+BAD_VALUES = {
+    "5000 digits": (f'"x": {"9" * 5000}', "column x holds a number that is too long"),
+    "deep": (f'"x": {"[" * 100_000}{"]" * 100_000}', "not valid JSON"),
+    "deep but readable": (f'"x": {"[" * 300}{"]" * 300}', "column x holds something nested"),
+    "no number": ('"x": NaN', "column x holds a number that JSON does not have"),
+    "infinite": ('"x": [1, -Infinity]', "column x holds a number that JSON does not have"),
+    "too large": ('"x": {"y": 1e999}', "column x holds a number out of range"),
+    "twice": ('"prompt": "b"', "is an object that names a key twice"),
+    "twice inside": ('"x": {"y": 1, "y": 2}', "column x holds an object that names a key twice"),
+    "half": (r'"x": "see \ud83d"', "column x holds half of a character"),
+    "half inside": (r'"x": [{"y": "\udc00"}]', "column x holds half of a character"),
+    "half in a name": (r'"\ud83d": 1', "holds half of a character"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_what_pythons_reader_lets_pass_or_ends_on_is_one_bad_row(tmp_path: Path, name: str) -> None:
+    """5000 digits were a ValueError, deep nesting a RecursionError: tracebacks without a line."""
+    text, reason = BAD_VALUES[name]
+    path = tmp_path / "a.jsonl"
+    good = '{"prompt": "a"}\n'
+    path.write_text(f'{good}{{"prompt": "a", {text}}}\n{good}', encoding="utf-8")
+    ((where, found),) = broken(path).items()
+    assert where == f"{path}:2" and reason in found
+    whole = tmp_path / "a.json"
+    whole.write_text(f'[{{"prompt": "a"}},\n{{"prompt": "a", {text}}}]', encoding="utf-8")
+    if name == "deep":
+        assert f"{whole}:2: not valid JSON (nested more than" in message(whole)
+    else:
+        assert [*broken(whole)] == [f"{whole}[1]"]
+
+
+@pytest.mark.parametrize("value", ["1", "[1]", '"x"', "null", "true", "NaN", "9" * 5000])
+def test_a_row_that_is_no_object_is_one_bad_row(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n{value}\n', encoding="utf-8")
+    assert [*broken(path)] == [f"{path}:2"]
+
+
+def test_parquet_counts_on_past_a_thousand_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([{"n": n} for n in range(1002)]).to_parquet(path)
+    rows = read_rows(str(path), "data.prompts")
+    assert [row.where for row in rows] == [f"{path}[{n}]" for n in range(1002)]
+    assert [row.values["n"] for row in rows if isinstance(row, Row)] == list(range(1002))
+
+
+def test_parquet_with_text_that_is_not_utf8_names_the_row(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"good", b"caf\xe9", b"fine"], pyarrow.binary())
+    texts = pyarrow.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": texts}), path)
+    assert broken(path) == {f"{path}[1]": "holds a value that cannot be read"}
+    assert [row.where for row in read_rows(str(path), "s")] == [f"{path}[{n}]" for n in range(3)]
+
+
+def test_parquet_with_a_time_that_python_does_not_have_names_the_row(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b", "c"], "at": times}), path)
+    assert [*broken(path)] == [f"{path}[1]"]
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b.jsonl", "./" + "y" * 300])
+def test_what_can_be_no_path_is_a_missing_one(source: str) -> None:
+    found = message(source)
+    assert "no such file or folder" in found and len(found) < 600

@@ -11,11 +11,13 @@ from helpers import make_config, write_chat_data, write_jsonl
 from transformers import BertConfig
 
 from rlhf_ppo.config import DataConfig
+from rlhf_ppo.data.lengths import LengthLimit
 from rlhf_ppo.data.prompts import Prompt, read_prompts, settle_overlap
 from rlhf_ppo.data.report import DataReport, TooLong
 from rlhf_ppo.data.sources import check_columns
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.inputs import check_inputs, read_inputs
+from rlhf_ppo.models.limits import Limits
 from rlhf_ppo.models.scratch import train_tokenizer
 from rlhf_ppo.stamps import make_stamps
 
@@ -40,8 +42,70 @@ def test_bad_rows_are_dropped_counted_by_reason_and_placed(tmp_path: Path) -> No
     path = tmp_path / "a.jsonl"
     assert report.lines() == [
         f"data.prompts: 2 of 5 rows used ({path})",
-        f"  2 dropped: prompt is empty ({path}:2, 5)",
-        f"  1 dropped: not valid JSON ({path}:3)",
+        f"  2 dropped (40.0 %): prompt is empty ({path}:2, 5)",
+        "    such as {'prompt': ''}",
+        f"  1 dropped (20.0 %): not valid JSON ({path}:3)",
+        "    such as '{' (Expecting property name enclosed in double quotes)",
+    ]
+
+
+HH = "\n\nHuman: what {}?\n\nAssistant:"
+
+
+def hh_rows(count: int) -> list[dict[str, str]]:
+    """Transcripts as HH-RLHF has them; of every fifth pair the chosen answer is empty."""
+    return [
+        {
+            "chosen": HH.format(number) + (" yes" if number % 5 else " "),
+            "rejected": HH.format(number) + " no",
+        }
+        for number in range(count)
+    ]
+
+
+def hh_config(folder: Path, **data: Any) -> Any:
+    source = write_jsonl(folder / "hh.jsonl", hh_rows(20))
+    sections = {"policy": {"scratch": SCRATCH}, "sft": {}, "reward_model": {}}
+    names = ("demonstrations", "preferences", "prompts")
+    rules = {"heldout": 3, "chosen_as_demonstrations": True}
+    return make_config(data=dict.fromkeys(names, source) | rules | data, **sections)
+
+
+def test_what_is_wrong_with_one_file_is_listed_once_with_an_excerpt(tmp_path: Path) -> None:
+    """Each setting that reads the file had its own list of the same rows, without the rows."""
+    report = read_inputs(hh_config(tmp_path, bad_rows="drop"), STAGES).report
+    path = tmp_path / "hh.jsonl"
+    places = f"({path}:1, 6, 11, 16)"
+    said = "  4 dropped (20.0 %): the answer of chosen is empty"
+    lines = [line for line in report.lines() if "is empty" in line]
+    assert lines == [
+        f"{said} {places}",
+        f"{said} (as in data.demonstrations)",
+        f"{said} (as in data.demonstrations)",
+    ]
+    (excerpt,) = [line for line in report.lines() if line.startswith("    such as")]
+    assert "Human: what 0?" in excerpt and "rejected" in excerpt and len(excerpt) < 300
+    report.write(tmp_path)
+    found = json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8"))
+    assert all(len(found[name]["findings"][0]["places"]) == 4 for name in ("data.preferences",))
+
+
+def test_a_refusal_of_one_file_names_every_setting_that_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_inputs(hh_config(tmp_path), STAGES)
+    message = str(caught.value)
+    assert message.count("4 bad row(s)") == 1 and message.count("hh.jsonl:6:") == 1
+    assert message.endswith("(data.demonstrations, data.preferences, data.prompts)")
+    assert "'rejected': " in message  # the row, shortened
+
+
+def test_a_small_share_is_no_zero() -> None:
+    report = DataReport()
+    report.add_source("data.prompts", "a", 5000, [])
+    report.add("data.prompts", "odd", ["a:7"], dropped=True)
+    assert report.lines() == [
+        "data.prompts: 4999 of 5000 rows used (a)",
+        "  1 dropped (less than 0.1 %): odd (a:7)",
     ]
 
 
@@ -122,9 +186,10 @@ def test_a_column_that_no_source_has_is_a_slip(tmp_path: Path) -> None:
 
 
 def test_long_rows_are_refused_with_place_and_length() -> None:
-    report = DataReport()
+    report, limits = DataReport(), Limits("policy.path", None, None, None)
+    limit = LengthLimit("sft.max_tokens", 9, limits)
     with pytest.raises(UserError) as caught:
-        report.add_long("data.prompts", [TooLong("x:3", 40)], "sft.max_tokens = 9", refuse=True)
+        report.add_long("data.prompts", [TooLong("x:3", 40)], limit, [40, 5], refuse=True)
     assert "x:3: 40 tokens, more than sft.max_tokens = 9" in str(caught.value)
 
 
@@ -171,10 +236,12 @@ def test_the_report_holds_every_source_and_every_place(tmp_path: Path) -> None:
     }
     assert found["data.demonstrations"]["findings"] == [
         {
-            "reason": "longer than sft.max_tokens = 1024",
+            "reason": "longer than the 256 positions of policy.scratch",
             "rows": 1,
             "dropped": True,
             "places": [f"{tmp_path / 'demonstrations.jsonl'}:33"],
+            "advice": "median 16, 100 % of the rows fit in 1607, more than the model has "
+            "positions for",
         }
     ]
     (told,) = found["data.heldout_preferences"]["findings"]

@@ -115,7 +115,7 @@ def test_every_form_of_a_prompt(tmp_path: Path, row: Values, text: Any, columns:
         ({"prompt": 3}, "must be a string or a list of chat messages (not 3)"),
         ({"prompt": ["x"]}, "needs messages like"),
         ({"prompt": [{"content": "x"}]}, "needs messages like"),
-        ({"prompt": [{"from": "human", "value": "x"}]}, "needs messages like"),
+        ({"prompt": [{"from": "narrator", "value": "x"}]}, "from someone who is not known"),
         ({"prompt": [{"role": "user", "content": None}]}, "content is not text"),
         ({"prompt": [user(" ")]}, "empty in its last message"),
         ({"prompt": [assistant("x")]}, "ends with the assistant"),
@@ -268,7 +268,7 @@ def test_plain_text_is_a_completion_of_nothing(tmp_path: Path) -> None:
     ("row", "part"),
     [
         ({"words": "x"}, "no column `prompt`, `completion` (columns: words)"),
-        ({"text": " "}, "text must be a string that is not empty, not ' '"),
+        ({"text": " "}, "text must be a string that is not empty (not ' ')"),
         ({"text": ["x"]}, "text must be a string that is not empty"),
         ({"prompt": "x"}, "no column `completion` (columns: prompt)"),
         ({"messages": [assistant("a")]}, "after at least one other"),

@@ -107,10 +107,21 @@ def summary(policy: tuple[float, float], rate: float, **more: Any) -> dict[str, 
 
 
 CHANGE = {"mean": -0.2, "low": -0.3, "high": -0.1}
+UP, DOWN = {"mean": 1.8, "low": 1.6, "high": 2.0}, {"mean": -0.5, "low": -0.6, "high": -0.4}
+COIN = {"accuracy": 0.55, "low": 0.49, "high": 0.61, "pairs": 299}
+WEAK = {"accuracy": 0.58, "low": 0.52, "high": 0.63, "pairs": 299}
+WRONG_WAY = {"accuracy": 0.2, "pairs": 50, "p": 1e-5}
 WORSE = [{"part": "polite", "reference": 0.9, "policy": 0.7, "change": CHANGE}]
 AT_THE_END = {
     "no_gain": summary((0.22, 0.6), 0.52),
-    "reward_hacking": summary((2.0, 0.1), 0.9),
+    "reward_hacking": summary((2.0, 0.1), 0.9, change={"score": UP, "gold": DOWN}),
+    "reward_model_coin": summary((2.0, 2.2), 0.9, reward_model=COIN),
+    "reward_model_weak": summary((2.0, 2.2), 0.9, reward_model=WEAK),
+    "reward_model_wrong_way": summary(
+        (2.0, 2.2),
+        0.9,
+        reward_model=WEAK | {"accuracy": 0.8, "kinds": {"flattery": WRONG_WAY}},
+    ),
     "parts_exploited": summary((2.0, 1.9), 0.9, exploited=WORSE),
 }
 

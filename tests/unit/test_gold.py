@@ -89,3 +89,23 @@ def test_a_target_that_is_not_there_says_so(target: str, part: str) -> None:
 
 def test_a_module_works_as_well_as_a_file() -> None:
     assert GoldScorer("operator:add").function.function(1, 2) == 3
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["{'score': float('inf')}", "{'score': 1, 'part': float('nan')}", "{'part': 1.0}",
+     "{'score': 1, 'part': float('inf')}"],
+)  # fmt: skip
+def test_every_part_of_a_gold_score_is_a_finite_number(tmp_path: Path, result: str) -> None:
+    gold = scorer(tmp_path, f"def score(prompts, responses): return [{result}] * 2")
+    with pytest.raises(UserError, match="needs a finite `score`"):
+        gold.score(PROMPTS, ["a", "b"])
+
+
+def test_a_check_looks_for_the_columns_and_tries_one_empty_response(tmp_path: Path) -> None:
+    lacking = scorer(tmp_path, "def score(prompts, responses, only): return [1.0]")
+    with pytest.raises(UserError, match="needs the column 'only', but a:2 has none"):
+        lacking.check(PROMPTS)
+    code = "def score(prompts, responses):\n    assert responses != [''], 'empty'\n    return [1.0]"
+    with pytest.raises(UserError, match="AssertionError: empty"):
+        scorer(tmp_path, code).check(PROMPTS)

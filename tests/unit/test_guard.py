@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf_ppo.config import GuardConfig
-from rlhf_ppo.training.guard import Watch, observe, trouble
+from rlhf_ppo.training.guard import Rounding, Watch, first_step_trouble, observe, trouble
 
 
 def watched(scores: list[float], deviation: float = 1.0, kl: float = 0.0) -> Watch:
@@ -73,3 +74,51 @@ def test_a_score_that_rises_and_settles_is_never_trouble() -> None:
         score = 2 * (1 - math.exp(-step / 20)) + 0.3 * math.sin(step * 12.9898)
         watch = observe(watch, 5.0, score, 1.6, 0)
         assert trouble(guard, watch) is None
+
+
+SINGLE, HALF = Rounding("rounding in float32", False), Rounding("rounding in bfloat16", True)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "differences", "found"),
+    [
+        (SINGLE, [0.0, 1e-4, -1e-4], False),  # rounding
+        (SINGLE, [0.0, 0.0, -0.011], True),  # one token is enough: dropout, a wrong position
+        (HALF, [0.02, -0.03, 0.01], False),
+        (HALF, [0.0] * 99 + [2.0], False),  # one token that went to another expert
+        (HALF, [0.12, -0.12, 0.12], True),  # all of them, up or down
+        (SINGLE, [math.nan, 1.0], False),  # that is for max_skipped
+        (SINGLE, [], False),
+    ],
+)
+def test_the_first_step_may_be_off_by_rounding_alone(
+    rounding: Rounding, differences: list[float], found: bool
+) -> None:
+    reason = first_step_trouble(rounding, {"so it is": torch.tensor(differences)})
+    assert (reason is not None) == found
+    if reason is not None:
+        assert "so it is" in reason and rounding.name in reason
+
+
+def test_infinite_numbers_are_a_kl_and_no_score_and_no_deviation() -> None:
+    """An infinite deviation would allow any fall for ever, an infinite score never be beaten."""
+    before = watched([1.0, 2.0], deviation=0.5, kl=3.0)
+    after = observe(before, math.inf, math.inf, math.inf, 0)
+    assert after.kl == math.inf
+    assert (after.score, after.best_score) == (before.score, before.best_score)
+    assert after.deviation == 0.5
+
+
+def test_what_is_seen_is_the_skips_as_they_stand_and_the_rollbacks_of_before() -> None:
+    """`skipped` counts the row already: it is not added to that of the step before."""
+    watch = observe(Watch(skipped=3, rollbacks=2), 0.0, 1.0, 1.0, skipped=4)
+    assert (watch.skipped, watch.rollbacks) == (4, 2)
+    assert observe(watch, 0.0, 1.0, 1.0, skipped=0).skipped == 0
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    """The highest KL and the farthest fall that may be."""
+    guard = GuardConfig(max_kl=10.0, max_score_drop=1.0)
+    assert trouble(guard, Watch(kl=10.0)) is None
+    assert trouble(guard, Watch(score=3.0, best_score=5.0, deviation=2.0)) is None
+    assert trouble(guard, Watch(score=5.0, best_score=3.0, deviation=1.0)) is None  # a rise

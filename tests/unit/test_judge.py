@@ -15,6 +15,7 @@ from helpers import plain_prompts
 from local_server import serving
 
 from rlhf_ppo.config import JudgeConfig
+from rlhf_ppo.data.prompts import Prompt
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.evaluation.judge import (
     Verdict,
@@ -74,7 +75,9 @@ def test_each_prompt_is_asked_in_both_orders_and_the_better_answer_wins() -> Non
     assert path == "/v1/chat/completions" and key is None
     assert (question["model"], question["temperature"], question["seed"]) == ("tiny", 0, 3)
     found = summarise_verdicts(settings, verdicts, 100, 1)
-    assert found["win_rate"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "ties": 0.0}
+    rate = found["win_rate"]
+    assert (rate["mean"], rate["high"], rate["ties"], rate["p"]) == (1.0, 1.0, 0.0, 0.5)
+    assert rate["low"] <= 0.5  # two wins of two are no verdict
     assert found["first_shown"]["mean"] == 0.5
     assert (found["inconsistent"], found["failed"], found["prompts"]) == (0.0, 0, 2)
 
@@ -83,7 +86,9 @@ def test_a_judge_that_likes_what_comes_first_is_found_out_and_favours_nobody() -
     with judge(lambda first, second: "[[A]]") as (settings, _):
         verdicts = ask_judge(settings, PROMPTS, LONG, SHORT, allowed=0)
     found = summarise_verdicts(settings, verdicts, 100, 1)
-    assert found["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "ties": 1.0}
+    rate = found["win_rate"]
+    assert (rate["mean"], rate["ties"], rate["p"]) == (0.5, 1.0, 1.0)
+    assert rate["low"] < 0.5 < rate["high"]
     assert found["first_shown"]["mean"] == 1.0 and found["inconsistent"] == 1.0
 
 
@@ -159,3 +164,72 @@ def test_a_judge_that_is_not_there_is_found_out_by_one_question() -> None:
 def test_a_reply_that_breaks_the_contract_is_named(answer: Any) -> None:
     with pytest.raises(ServiceError, match=r"choices\[0\]\.message\.content"):
         read_verdict(answer)
+
+
+def of(**settings: Any) -> JudgeConfig:
+    return JudgeConfig.model_validate({"url": "http://h/v1", "model": "m"} | settings)
+
+
+MIXED = [
+    Verdict(1.0, 1.0),  # won in both orders
+    Verdict(1.0, 0.0),  # what came first won twice: opposite
+    Verdict(0.5, 0.0),  # a tie and a loss: not opposite
+    Verdict(0.5, 0.5),
+    Verdict(0.0, 0.0, "no verdict"),
+]
+
+
+def test_verdicts_are_summed_up_by_hand_over_those_that_there_are() -> None:
+    found = summarise_verdicts(of(max_failed=0.2), MIXED, 200, 0)
+    assert found["win_rate"]["mean"] == (1.0 + 0.5 + 0.25 + 0.5) / 4
+    assert found["win_rate"]["ties"] == 2 / 4
+    assert found["first_shown"]["mean"] == (0.5 + 1.0 + 0.75 + 0.5) / 4
+    assert found["inconsistent"] == 1 / 4
+    assert (found["prompts"], found["failed"], found["model"]) == (4, 1, "m")
+
+
+def test_as_many_failures_as_are_allowed_are_borne_and_one_more_is_not() -> None:
+    summarise_verdicts(of(max_failed=0.2), MIXED, 50, 0)
+    with pytest.raises(UserError, match="1 of 5 prompts got no verdict"):
+        summarise_verdicts(of(max_failed=0.19), MIXED, 50, 0)
+    with pytest.raises(UserError, match="2 x no verdict"):
+        summarise_verdicts(of(max_failed=0.99), [MIXED[4]] * 2, 50, 0)
+
+
+def test_whatever_the_options_say_the_model_and_the_question_are_ours() -> None:
+    options = {"model": "another", "temperature": 1}
+    with judge(parallel=1, options=options) as (settings, asked):
+        ask_judge(settings, PROMPTS[:1], LONG, SHORT, allowed=0)
+    assert asked[0][2]["model"] == "tiny" and asked[0][2]["temperature"] == 1
+
+
+def test_a_base_address_may_end_with_a_slash_and_a_key_must_hold_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with judge(parallel=1) as (settings, asked):
+        slashed = settings.model_copy(update={"url": f"{settings.url}/"})
+        ask_judge(slashed, PROMPTS[:1], LONG, SHORT, allowed=0)
+        assert [path for path, _, _ in asked] == ["/v1/chat/completions"] * 2
+        monkeypatch.setenv("JUDGE_KEY", "")
+        with pytest.raises(UserError, match="JUDGE_KEY is not set"):
+            check_judge(settings.model_copy(update={"api_key_env": "JUDGE_KEY"}), PROMPTS[0])
+
+
+def test_a_judge_sees_the_whole_conversation() -> None:
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "why?"},
+    ]
+    prompt = Prompt(0, "d:1", turns, {})
+    with judge(parallel=1) as (settings, asked):
+        ask_judge(settings, [prompt], ["a"], ["b"], allowed=0)
+    content = asked[0][2]["messages"][0]["content"]
+    assert content == "user: hi\n\nassistant: hello\n\nuser: why?|a|b"
+
+
+def test_every_failure_counts_however_alike_and_so_many_as_allowed_are_borne() -> None:
+    with judge(lambda first, second: "broken", retries=0, parallel=1) as (settings, asked):
+        verdicts = ask_judge(settings, PROMPTS[:6], LONG, SHORT, allowed=2)
+    assert len(asked) == 3  # the third is one too many
+    assert ["not asked" in verdict.reason for verdict in verdicts] == [False] * 3 + [True] * 3

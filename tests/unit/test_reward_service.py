@@ -21,6 +21,7 @@ from rlhf_ppo.config import HttpSource
 from rlhf_ppo.errors import UserError
 from rlhf_ppo.rewards.function import RewardFunction
 from rlhf_ppo.rewards.judgement import Missing, Score
+from rlhf_ppo.rewards.post import post_json
 from rlhf_ppo.rewards.service import RewardService
 
 Json = dict[str, Any]
@@ -183,3 +184,96 @@ def test_the_example_server_answers_what_the_function_itself_says(tmp_path: Path
     with service(answer, batch_size=3) as (reward, _):
         assert reward.score(PROMPTS, texts) == function.score(PROMPTS, texts)
         assert "ZeroDivisionError" in reasons(reward.score(PROMPTS, texts))[0]
+
+
+def test_only_columns_that_all_prompts_of_a_batch_have_are_sent() -> None:
+    prompts = plain_prompts({"a": 1, "b": 2}, {"a": 3}, {"b": 4, "c": 5})
+    with service(batch_size=2) as (found, asked):
+        found.score(prompts, ["x", "y", "z"])
+    assert [question["columns"] for question in asked] == [{"a": [1, 3]}, {"b": [4], "c": [5]}]
+    assert [question["prompts"] for question in asked] == [["prompt 0", "prompt 1"], ["prompt 2"]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_scores_is_none_and_is_not_asked_for_again(count: int) -> None:
+    """Nobody knows whose they are."""
+    body = json.dumps({"scores": [1.0] * count}).encode()
+    with service(lambda number, question: (200, body), retries=3) as (found, asked):
+        scores = found.score(PROMPTS[:2], ["a", "b"])
+    assert [reason_of(score) for score in scores] == [
+        f"{found.source.url}: it answered {count} scores for 2 responses"
+    ] * 2
+    assert len(asked) == 1
+
+
+def reason_of(score: Score) -> str:
+    assert isinstance(score, Missing)
+    return score.reason
+
+
+@pytest.mark.parametrize("reasons", [["why"], ["a", "b", "c"], "why", None, {"0": "why"}])
+def test_reasons_that_do_not_fit_are_passed_over(reasons: Any) -> None:
+    body = json.dumps({"scores": [None, 2.0], "reasons": reasons}).encode()
+    with service(lambda number, question: (200, body)) as (found, _):
+        first, second = found.score(PROMPTS[:2], ["a", "b"])
+    assert reason_of(first) == "no score (None)" and second == 2.0
+
+
+def test_a_score_that_has_a_reason_is_a_score_all_the_same() -> None:
+    body = json.dumps({"scores": [1.5, None], "reasons": ["short but right", "empty"]}).encode()
+    with service(lambda number, question: (200, body)) as (found, _):
+        first, second = found.score(PROMPTS[:2], ["a", ""])
+    assert first == 1.5 and reason_of(second) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("status", "tries"), [(400, 1), (404, 1), (408, 3), (429, 3), (500, 3), (503, 3)]
+)
+def test_what_may_pass_is_tried_again_and_what_will_not_is_not(
+    status: int, tries: int, waits: list[float]
+) -> None:
+    with service(lambda number, question: (status, b"busy"), retries=2) as (found, asked):
+        (score,) = found.score(PROMPTS[:1], ["a"])
+    assert f"HTTP {status}" in reason_of(score) and "busy" in reason_of(score)
+    assert len(asked) == tries and waits == [1.0, 2.0][: tries - 1]
+
+
+def test_waits_double_up_to_half_a_minute(waits: list[float]) -> None:
+    with service(lambda number, question: (500, b""), retries=7) as (found, _):
+        found.score(PROMPTS[:1], ["a"])
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
+def test_nobody_there_is_tried_again(waits: list[float]) -> None:
+    source = HttpSource.model_validate(
+        {"kind": "http", "url": "http://127.0.0.1:1/", "retries": 2, "timeout": 5}
+    )
+    (score,) = RewardService(source, "here").score(PROMPTS[:1], ["a"])
+    assert isinstance(score, Missing) and waits == [1.0, 2.0]
+
+
+def test_headers_stand_beside_the_content_type() -> None:
+    seen: list[Message] = []
+
+    def respond(path: str, headers: Message, question: Json) -> tuple[int, bytes]:
+        seen.append(headers)
+        return 200, b'{"a": 1}'
+
+    with serving(respond) as url:
+        assert post_json(url, {}, 5.0, {"Authorization": "Bearer k"}) == {"a": 1}
+    assert seen[0]["Authorization"] == "Bearer k"
+    assert seen[0]["Content-Type"] == "application/json"
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    def late(*_: Any, timeout: float) -> Any:
+        raise TimeoutError
+
+    monkeypatch.setattr("rlhf_ppo.rewards.post.urlopen", late)
+    source = HttpSource.model_validate(
+        {"kind": "http", "url": "http://127.0.0.1:1/", "retries": 1, "timeout": 7}
+    )
+    (score,) = RewardService(source, "here").score(PROMPTS[:1], ["a"])
+    assert "no answer within timeout = 7 s" in reason_of(score) and waits == [1.0]

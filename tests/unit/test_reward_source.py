@@ -18,7 +18,7 @@ from rlhf_ppo.errors import UserError
 from rlhf_ppo.models.forward import lay_out
 from rlhf_ppo.models.packing import takes_packed
 from rlhf_ppo.models.policy import build_policy
-from rlhf_ppo.rewards.classifier import RewardModel
+from rlhf_ppo.rewards.classifier import RewardModel, output_of
 from rlhf_ppo.rewards.judgement import Missing
 from rlhf_ppo.rewards.sources import Places, load_sources
 
@@ -203,7 +203,7 @@ def test_a_classifier_that_pools_in_its_own_way_goes_back_to_padded_rows(kind: A
     torch.manual_seed(0)
     model = kind(hf.LlamaConfig(vocab_size=300, **GQA))
     reward = reward_of(model)
-    assert not reward.packs
+    assert reward.ways == ["padded", "alone"]
     rows = [[5, 6, 7], [8, 9, 10, 11], [12, 13, PAD]]
     for ids, score in zip(rows, reward._forward(rows).tolist(), strict=True):
         with torch.no_grad():
@@ -297,3 +297,26 @@ def test_a_conversation_that_is_too_long_is_missing_and_the_others_are_scored() 
     found = reward_of(model, ModelSource(max_tokens=6)).score_texts(["x"] * 3, texts)
     assert found[0] == pytest.approx(whole[0]) and found[2] == pytest.approx(whole[2])
     assert found[1] == Missing("the conversation has 14 tokens, more than max_tokens = 6")
+
+
+def test_a_conversation_as_long_as_the_limit_is_scored_and_one_token_more_is_not() -> None:
+    """Two tokens beside the answer's: the prompt's one and the end."""
+    model = classifier(DECODERS, "llama")
+    found = reward_of(model, ModelSource(max_tokens=6)).score_texts(["x"] * 2, ["abcd", "abcde"])
+    assert isinstance(found[0], float)
+    assert found[1] == Missing("the conversation has 7 tokens, more than max_tokens = 6")
+
+
+@pytest.mark.parametrize("label", ["right", 2])
+def test_an_output_is_chosen_by_its_name_or_number_and_not_by_its_place_in_the_alphabet(
+    label: int | str,
+) -> None:
+    config = hf.LlamaConfig(num_labels=3, id2label={0: "wrong", 1: "odd", 2: "right"})
+    assert output_of(config, ModelSource(path="p", label=label), "here") == 2
+    assert output_of(config, ModelSource(path="p", label="wrong"), "here") == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_family_that_can_be_packed_is(family: str) -> None:
+    """A pooling that differed from the model's would send it back to padded rows, in silence."""
+    assert reward_of(classifier(DECODERS, family)).ways == ["packed", "padded", "alone"]

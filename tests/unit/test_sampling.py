@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
@@ -66,3 +68,44 @@ def test_seeds_keep_their_parts_apart() -> None:
     seeds = {derive_seed(1, 23), derive_seed(12, 3), derive_seed(123), derive_seed("1", "2", "3")}
     assert len(seeds) == 4
     assert torch.rand(1, generator=generator(1, "a")) == torch.rand(1, generator=generator(1, "a"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.9, 1.1])
+def test_a_number_falls_into_the_slice_of_its_token_whatever_the_total(scale: float) -> None:
+    """Low numbers are low tokens; half-precision probabilities that sum to .9 change no draw."""
+    logprobs = (scale * torch.tensor([0.5, 0.0, 0.2, 0.3], dtype=torch.float64)).log()
+    uniform = torch.tensor([0.0, 0.3, 0.499, 0.501, 0.69, 0.71, 0.999], dtype=torch.float64)
+    tokens = inverse_cdf_sample(logprobs.expand(7, 4), uniform)
+    assert tokens.tolist() == [0, 0, 0, 2, 2, 3, 3]
+
+
+def test_rare_tokens_behind_a_likely_one_keep_their_slices() -> None:
+    """In float32 the sum is 1 before they come, and they would never be drawn."""
+    logprobs = torch.tensor([[0.0, -20.0, -20.5, -21.0]])
+    rare = logprobs.double().exp()[0]
+    edges = rare.cumsum(0) / rare.sum()
+    middles = edges - rare / rare.sum() / 2
+    tokens = inverse_cdf_sample(logprobs.expand(4, -1), middles)
+    assert tokens.tolist() == [0, 1, 2, 3]
+
+
+def test_every_copy_of_a_prompt_has_noise_of_its_own_by_its_number_alone() -> None:
+    three = sampling_noise(1, "rollout", 3, [5, 5, 5], 6)
+    assert len({tuple(row) for row in three.tolist()}) == 3
+    mixed = sampling_noise(1, "rollout", 3, [5, 9, 5, 8, 5], 6)
+    assert torch.equal(mixed[[0, 2, 4]], three)
+
+
+def test_noise_has_all_the_digits_of_float64() -> None:
+    """Of 24 bits, a vocabulary of 200,000 would have tokens that are never drawn."""
+    noise = sampling_noise(1, "rollout", 1, range(20), 20)
+    assert not torch.equal(noise, noise.float().double())
+    assert not bool((noise * 2**24 == (noise * 2**24).round()).any())
+
+
+def test_seeds_are_numbers_of_63_bits_that_stay_the_same_for_ever() -> None:
+    """A resumed run, another process and another release draw alike: by BLAKE2b of the words."""
+    digest = hashlib.blake2b(b"7/rollout/3", digest_size=8).digest()
+    assert derive_seed(7, "rollout", 3) == int.from_bytes(digest, "big") // 2
+    seeds = [derive_seed(n) for n in range(200)]
+    assert 2**62 < max(seeds) < 2**63

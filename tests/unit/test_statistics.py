@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf_ppo.errors import UserError
-from rlhf_ppo.evaluation.compare import compare
 from rlhf_ppo.evaluation.diversity import distinct_n
-from rlhf_ppo.evaluation.statistics import bootstrap_mean, t_interval, win_rate
+from rlhf_ppo.evaluation.statistics import (
+    bootstrap_mean,
+    flip_test,
+    paired_change,
+    t_interval,
+    win_rate,
+)
 
 
 def test_bootstrap_interval_of_a_normal_sample_is_the_textbook_one() -> None:
@@ -53,12 +55,8 @@ def test_ties_count_half_and_pairs_stay_paired() -> None:
 
 def test_the_same_model_twice_wins_exactly_half() -> None:
     scores = torch.randn(20)
-    assert win_rate(scores, scores, 100, 0) == {
-        "mean": 0.5,
-        "low": 0.5,
-        "high": 0.5,
-        "ties": 1.0,
-    }
+    found = win_rate(scores, scores, 100, 0)
+    assert (found["mean"], found["ties"], found["p"]) == (0.5, 1.0, 1.0)
 
 
 def test_distinct_2_by_hand() -> None:
@@ -99,29 +97,19 @@ def test_the_t_interval_has_the_quantiles_of_the_tables(count: int, quantile: fl
     assert mean - found["low"] == pytest.approx(found["high"] - mean)
 
 
-def write_summary(folder: Path, win_rate: float) -> Path:
-    (folder / "evaluation").mkdir(parents=True)
-    estimate = {"mean": win_rate, "low": 0.0, "high": 1.0}
-    side = {"score": estimate, "kl": estimate}
-    summary = {"win_rate": {"score": estimate}, "policy": side}
-    (folder / "evaluation" / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    return folder
+def test_a_change_of_a_share_is_the_difference_of_the_shares() -> None:
+    """3 of 4 after 1 of 4: two prompts were gained, none lost, p = 2 / 2^2."""
+    after, before = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 0.0])
+    found = paired_change(after, before, 100, 0, share=True)
+    assert found["mean"] == 0.5 and found["p"] == pytest.approx(0.5)
+    assert found["low"] <= 0.0 < 0.5 < found["high"] <= 1.0  # two gains claim no direction
+    back = paired_change(before, after, 100, 0, share=True)
+    assert [back[name] for name in ("mean", "low", "high")] == pytest.approx(
+        [-found[name] for name in ("mean", "high", "low")]
+    )
 
 
-def test_runs_are_compared_by_method_over_seeds(tmp_path: Path) -> None:
-    runs = [("a-b-1", 0.5), ("a-b-2", 0.7), ("c-1", 0.9)]
-    table = compare([write_summary(tmp_path / name, rate) for name, rate in runs]).splitlines()
-    assert table[0] == "| method | seeds | win rate by score | score | KL, nats |"
-    assert table[2].startswith("| a-b | 2 | 0.600 [-0.671, 1.871] |")  # 0.6 +- 12.706 * 0.1
-    assert table[3].startswith("| c | 1 | 0.900 |")
-
-
-def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
-    one = write_summary(tmp_path / "a-1", 0.5)
-    for folders, part in (
-        ([tmp_path / "run"], "<method>-<seed>"),
-        ([one, tmp_path / "a-2"], "not there"),
-        ([one, one], "a second a-1"),
-    ):
-        with pytest.raises(UserError, match=part):
-            compare(folders)
+def test_drawn_signs_never_give_a_p_of_0() -> None:
+    """The observed signs are one more draw: 1 / 10,001 is the least that 10,000 can claim."""
+    data = torch.linspace(1, 2, 40, dtype=torch.float64)[:, None]
+    assert float(flip_test(data, 1)[0]) == pytest.approx(1 / 10_001)

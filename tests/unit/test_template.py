@@ -12,7 +12,6 @@ from rlhf_ppo.data.template import (
     check_template,
     encode_conversation,
     encode_prompt,
-    long_rows,
 )
 from rlhf_ppo.errors import UserError
 
@@ -70,32 +69,6 @@ def test_when_all_prompts_are_too_long_the_message_says_by_how_much() -> None:
     with pytest.raises(UserError, match="shortest has 20 tokens") as caught:
         encode_prompts([prompt("a" * 20)], byte_tokenizer(chat=False), 6, "data.prompts")
     assert "data.max_prompt_tokens = 6" in str(caught.value)
-
-
-@pytest.mark.parametrize("chat", [True, False])
-def test_long_rows_are_found_without_tokenizing_the_short_ones(
-    chat: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = byte_tokenizer(chat=chat)
-    prompts: list[Text] = ["caf\u00e9 " * n for n in (1, 3, 40)]
-    if chat:
-        prompts = [[{"role": "user", "content": str(text)}] for text in prompts]
-        # Many short turns: the template adds more than the words.
-        prompts.append([{"role": role, "content": "a"} for role in ("user", "assistant") * 9][:-1])
-    rows = [[(prompt, "no"), (prompt, "yes " * n)] for n, prompt in enumerate(prompts, start=1)]
-    lengths = [max(len(encode_conversation(tokenizer, *pair)) for pair in row) for row in rows]
-    for most in range(1, max(lengths) + 2):
-        expected = {place: length for place, length in enumerate(lengths) if length > most}
-        assert long_rows(tokenizer, rows, most) == expected
-    calls: list[Text] = []
-
-    def count(_: object, prompt: Text, response: Text) -> list[int]:
-        calls.append(prompt)
-        return encode_conversation(tokenizer, prompt, response)
-
-    monkeypatch.setattr("rlhf_ppo.data.template.encode_conversation", count)
-    assert long_rows(tokenizer, rows, 1000) == {}
-    assert len(calls) == 1 + chat  # one of each order of roles
 
 
 def test_a_tokenizer_without_a_template_gets_a_plain_one_that_is_said() -> None:

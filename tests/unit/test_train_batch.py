@@ -16,6 +16,7 @@ from rlhf_ppo.algorithm.rewards import Moments, shape_rewards
 from rlhf_ppo.config import AdvantageConfig, KlConfig, PpoConfig, RewardConfig, rules
 from rlhf_ppo.training.train_batch import (
     advantage_settings,
+    compared_responses,
     learns_values,
     loss_settings,
     make_train_batch,
@@ -213,3 +214,38 @@ def test_the_config_names_what_the_algorithm_knows() -> None:
     for section, name, known in pairs:
         assert get_args(section.model_fields[name].annotation) == get_args(known), name
     assert rules.WITHOUT_VALUES == advantages.WITHOUT_VALUES
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_in_the_reward_is_by_its_estimator_under_the_policy_that_is_trained(
+    estimator: Any,
+) -> None:
+    """By hand, at each token (gamma 0): minus beta times the estimate, and the score at the end."""
+    found = rollout()
+    settings: dict[str, Any] = {"kind": "reward_to_go", "gamma": 0.0, "whiten": False}
+    config = make_config(advantage=settings, kl={"estimator": estimator})
+    batch = make_train_batch(config, found, SCORES, 0.3)
+    d = found.logprobs - found.ref_logprobs
+    estimate = {"k1": d, "k2": d**2 / 2, "k3": (-d).exp() - 1 + d}[estimator]
+    for row, length in enumerate(batch.tokens.response_mask.sum(dim=1).tolist()):
+        expected = -0.3 * estimate[row, :length]
+        expected[-1] += SCORES[row]
+        torch.testing.assert_close(batch.advantages[row, :length], expected)
+
+
+def test_the_update_is_given_what_the_models_said_of_each_token() -> None:
+    """The old policy is the one that is trained, not the sampler's rounding of it."""
+    found = rollout()
+    batch = make_train_batch(make_config(), found, SCORES, 0.3)
+    for name in ("logprobs", "ref_logprobs", "values"):
+        assert torch.equal(getattr(batch, name), getattr(found, name)), name
+    assert torch.equal(batch.tokens.response_ids, found.responses.tokens.response_ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compared"),
+    [("gae", 1), ("reward_to_go", 1), ("rloo", 3), ("grpo", 3), ("reinforce_pp", 3)],
+)
+def test_a_response_leaves_with_those_it_is_compared_with(kind: str, compared: int) -> None:
+    config = make_config(advantage={"kind": kind}, rollout={"samples_per_prompt": 3})
+    assert compared_responses(config) == compared

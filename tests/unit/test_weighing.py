@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlhf_ppo.algorithm.rewards import Moments
 from rlhf_ppo.config import RewardConfig
 from rlhf_ppo.errors import UserError
-from rlhf_ppo.rewards.combine import Weighed, weigh
+from rlhf_ppo.rewards.combine import Weighed, normalized_sources, weigh
 from rlhf_ppo.rewards.failures import check_enough, check_failures, scored_rows
 from rlhf_ppo.rewards.judgement import Failure
 
@@ -148,3 +148,35 @@ def test_too_few_responses_left_stop_the_run_before_a_minibatch_is_empty() -> No
     check_enough(4, 2, 2, "step 1")
     with pytest.raises(UserError, match=r"only 3 responses of step 1"):
         check_enough(3, 2, 2, "step 1")
+
+
+def test_what_is_shown_is_what_was_said_and_what_is_learnt_is_new() -> None:
+    """Neither the table of parts nor the caller's moments change under the normalisation."""
+    each = {"normalization": "standardize"}
+    config = ensemble("mean", each, {}, {}, normalization="standardize")
+    before = {"ensemble/a": Moments(count=10, mean=2.0, squares=40.0)}
+    found = weigh(config, TABLE, before, learn=True)
+    assert found.parts["ensemble/a"].tolist() == TABLE[:, 0].tolist()
+    a = (TABLE[:, 0] - found.moments["ensemble/a"].mean) / found.moments["ensemble/a"].deviation
+    torch.testing.assert_close(
+        found.parts["ensemble"], torch.stack([a, TABLE[:, 1], TABLE[:, 2]]).mean(dim=0)
+    )
+    assert before == {"ensemble/a": Moments(count=10, mean=2.0, squares=40.0)}
+    assert found.moments["ensemble/a"].count == 14 and found.moments["ensemble"].count == 4
+
+
+def test_a_run_keeps_the_moments_of_what_is_normalised_and_of_nothing_else() -> None:
+    each = {"normalization": "standardize"}
+    assert normalized_sources(ensemble("mean", each, {}, each)) == ["ensemble/a", "ensemble/c"]
+    whole = ensemble("mean", {}, {}, {}, normalization="standardize")
+    assert normalized_sources(whole) == ["ensemble"]
+    assert normalized_sources(reward(function("a"), function("b", **each))) == ["b"]
+    assert normalized_sources(reward(function("a"))) == []
+
+
+def test_a_response_that_one_source_did_not_score_has_failed_once() -> None:
+    table = torch.zeros(10, 2)
+    table[3, 1] = table[4, 0] = table[5, 0] = table[5, 1] = NAN
+    check_failures(table, failures(4), 0.3, "step 3")
+    with pytest.raises(UserError, match="3 of 10"):
+        check_failures(table, failures(4), 0.29, "step 3")

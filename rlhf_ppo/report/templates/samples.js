@@ -2,7 +2,7 @@
 // The table of samples: search, filter, sort, pages. Texts of a run are only ever set as
 // textContent, so nothing in them is read as HTML.
 (() => {
-  const PAGE = 20;
+  const PAGE = window.matchMedia("(max-width: 760px)").matches ? 5 : 10;
   const LONG = 700; // characters of an answer that are shown at first
 
   // Everything folded is printed too.
@@ -25,6 +25,7 @@
     { key: "length", title: "Δ length" },
     { key: "kl", title: "KL" },
   ];
+  const whole = new Set(["length"]);
   const known = (row, column, key) => {
     const cell = row.cells[column];
     return cell && cell[key] !== undefined ? cell[key] : null;
@@ -45,10 +46,10 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const shown = (value) => {
+  // One format for a number, whatever its value: +3.00 beside +3.58.
+  const shown = (value, key) => {
     if (value === null) return "–";
-    const digits = Number.isInteger(value) ? 0 : 2;
-    return value.toFixed(digits).replace("-", "−");
+    return (whole.has(key) ? value.toFixed(0) : value.toFixed(2)).replace("-", "−");
   };
   // What a row is sorted by: KL of the right answer as it is, else the difference of the two.
   const value = (row, key) => {
@@ -108,6 +109,8 @@
     const words = ["Prompt", data.columns[state.left], data.columns[state.right]];
     for (const label of words) {
       const head = make("th", "words", label);
+      const column = data.columns.indexOf(label);
+      if (column >= 0) head.prepend(make("i", "swatch " + data.styles[column]));
       head.scope = "col";
       head.setAttribute("role", "columnheader");
       line.append(head);
@@ -181,7 +184,7 @@
     line.append(prompt, answer(row, "left"), answer(row, "right"));
     for (const { key, title } of present) {
       const found = value(row, key);
-      const cell = make("td", "n", found > 0 && key !== "kl" ? "+" + shown(found) : shown(found));
+      const cell = make("td", "n", found > 0 && key !== "kl" ? "+" + shown(found, key) : shown(found, key));
       if (found && (key === "score" || key === "gold")) cell.classList.add(found > 0 ? "up" : "down");
       cell.dataset.label = title;
       line.append(cell);
@@ -198,14 +201,14 @@
       box.append(make("span", "facts", "no answer"));
       return box;
     }
-    box.append(bubble(cell.text || "(empty)", side));
+    box.append(bubble(cell.text || "(empty)", side + " " + data.styles[state[side]]));
     const facts = [];
     for (const [key, name] of [["score", "score "], ["gold", "gold "], ["length", ""], ["kl", "KL "]]) {
-      if (cell[key] !== undefined) facts.push(name + shown(cell[key]) + (key === "length" ? " tokens" : ""));
+      if (cell[key] !== undefined) facts.push(name + shown(cell[key], key) + (key === "length" ? " tokens" : ""));
     }
     if (cell.cut) facts.push("cut at the limit");
     for (const [name, amount] of Object.entries(cell.parts || {})) {
-      facts.push(name.replaceAll("_", " ") + (amount === 1 ? "" : " " + shown(amount)));
+      facts.push(name.replaceAll("_", " ") + (amount === 1 ? "" : " " + shown(amount, name)));
     }
     box.append(make("div", "facts", facts.join(" · ")));
     return box;

@@ -1,21 +1,6 @@
-"""The mistakes that `mutants.py` plants in rlhf_ppo/algorithm: each would pass a quick review.
-
-`old` stands exactly once in its file. None of them is equivalent to the code it replaces.
-"""
+"""Mistakes in rlhf_ppo/algorithm."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
-
-
-class Mutation(NamedTuple):
-    """One mistake: replace `old` by `new` in rlhf_ppo/algorithm/<file>.py."""
-
-    file: str
-    name: str
-    old: str
-    new: str
-
 
 ADVANTAGES = (
     ("discounted sum: factor missing", "x[:, t] + factor * following", "x[:, t] + following"),
@@ -327,12 +312,20 @@ BATCH = (
     ("concatenate: first nested record alone", "= concatenate(column)", "= column[0]"),
 )
 
+_SLOW = ("tests/invariance/test_algorithm.py", "tests/exact")
+_ALL = tuple(
+    f"tests/unit/test_{name}.py" for name in ("masked", "kl", "losses", "rewards", "advantages")
+)
 TABLES = {
-    "advantages": ADVANTAGES,
-    "kl": KL,
-    "losses": LOSSES,
-    "masked": MASKED,
-    "rewards": REWARDS,
-    "batch": BATCH,
+    "algorithm/advantages.py": ADVANTAGES,
+    "algorithm/kl.py": KL,
+    "algorithm/losses.py": LOSSES,
+    "algorithm/masked.py": MASKED,
+    "algorithm/rewards.py": REWARDS,
+    "algorithm/batch.py": BATCH,
 }
-MUTATIONS = [Mutation(file, *row) for file, table in TABLES.items() for row in table]
+OWN = {
+    f"algorithm/{name}.py": (f"tests/unit/test_{name}.py",)
+    for name in ("masked", "kl", "losses", "rewards", "advantages")
+} | {"algorithm/batch.py": ("tests/invariance/test_algorithm.py",)}
+MORE = (*_ALL, *_SLOW)
