@@ -31,8 +31,8 @@ EPOCHS = 4
 RANK = 8
 ADAPTER = "reward_adapter"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "shared": {},
-    "pooled": {"value": {"model": "pooled"}},
+    "pooled": {},
+    "shared": {"value": {"model": "shared"}},
     "separate": {"value": {"model": "reward", "coefficient": 0.1}},
     "lora": {"lora": {"rank": RANK}},
     "one_base": {"lora": {"rank": RANK}},

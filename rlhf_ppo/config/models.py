@@ -61,7 +61,7 @@ POOLED_UPDATES = 4
 class ValueConfig(Settings):
     """V(state), one number a token; unused where `advantage.kind` learns no value function."""
 
-    model: Literal["shared", "pooled", "adapter", "policy", "reward"] = "shared"
+    model: Literal["shared", "pooled", "adapter", "policy", "reward"] = "pooled"
     """Head that trains the policy's trunk, or only reads it (pooled); own adapter; own copy."""
     init: Literal["new", "saved"] = "new"
     """saved: go on with the value function that an earlier run left in the folder `policy.path`."""

@@ -210,10 +210,10 @@ def _of_advantage(config: "Config") -> Iterator[str]:
             "advantage.whiten = false with advantage.kind = reinforce_pp, which whitens by "
             "definition; use advantage.kind = reward_to_go"
         )
-    if kind in WITHOUT_VALUES and config.value.model != "shared":
+    if kind in WITHOUT_VALUES and config.value.model not in ("shared", "pooled"):
         yield (
             f"value.model = {config.value.model} would load a model for nothing: advantage.kind = "
-            f"{kind} learns no value function; set it to shared"
+            f"{kind} learns no value function; set it to pooled"
         )
 
 
