@@ -127,23 +127,38 @@ def copy_package(copy: Path) -> None:
     shutil.copytree(ROOT / "rlhf_ppo", copy / "rlhf_ppo", ignore=shutil.ignore_patterns("__py*"))
 
 
-def judge_unmutated(copy: Path, chosen: Sequence[Mutation]) -> tuple[str, str]:
-    """What all tests of the chosen mutations say of the package as it is."""
+def judge_unmutated(copy: Path, tests: Sequence[str]) -> tuple[str, str]:
+    """What tests say of the package as it is."""
     copy_package(copy)
-    tests = list(dict.fromkeys(test for m in chosen for test in (*m.own, *m.more)))
-    return judge(copy, tests, 10 * LIMIT)
+    verdict = judge(copy, tests, 10 * LIMIT)
+    shutil.rmtree(copy)
+    return verdict
 
 
-def plant(copy: Path, mutation: Mutation) -> tuple[str, str]:
-    """Copy the package with a mistake and have it judged."""
-    copy_package(copy)
-    path = copy / "rlhf_ppo" / mutation.file
-    text = path.read_text(encoding="utf-8")
+def plant(copy: Path, mutation: Mutation, sound: set[str]) -> tuple[str, str]:
+    """Copy the package with a mistake and have it judged.
+
+    Args:
+        copy: folder for it.
+        mutation: the mistake.
+        sound: tests that pass without any mistake; those of the folder are added when needed.
+    """
+    text = (ROOT / "rlhf_ppo" / mutation.file).read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         return "error", f"the old text stands {text.count(mutation.old)} times in the file"
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    copy_package(copy)
+    mutated = text.replace(mutation.old, mutation.new)
+    (copy / "rlhf_ppo" / mutation.file).write_text(mutated, encoding="utf-8")
     verdict = judge(copy, mutation.own)
-    return verdict if verdict[0] != "SURVIVED" else judge(copy, mutation.more)
+    if verdict[0] != "SURVIVED":
+        return verdict
+    unknown = [test for test in mutation.more if test not in sound]
+    if unknown:
+        verdict, by = judge_unmutated(copy.with_name("unmutated"), unknown)
+        if verdict != "SURVIVED":
+            return "error", f"without a mistake: {by}"
+        sound.update(unknown)
+    return judge(copy, mutation.more)
 
 
 def prepare(chosen: Sequence[Mutation]) -> None:
@@ -158,14 +173,14 @@ def prepare(chosen: Sequence[Mutation]) -> None:
     gc.freeze()  # children collect only what they make
 
 
-def run_all(chosen: Sequence[Mutation], root: str) -> dict[str, list[str]]:
+def run_all(chosen: Sequence[Mutation], root: str, sound: set[str]) -> dict[str, list[str]]:
     """Names of the mutations by verdict; each is printed as it comes."""
     verdicts: dict[str, list[str]] = {"caught": [], "SURVIVED": [], "error": []}
     for number, mutation in enumerate(chosen, start=1):
         folder = Path(root, str(number))
         start = time.monotonic()
-        verdict, by = plant(folder, mutation)
-        shutil.rmtree(folder)
+        verdict, by = plant(folder, mutation, sound)
+        shutil.rmtree(folder, ignore_errors=True)
         name = f"{mutation.file}, {mutation.name}"
         verdicts[verdict].append(name)
         by = f" by {by}" if by else ""
@@ -193,11 +208,12 @@ def main() -> int:
     prepare(chosen)
     with tempfile.TemporaryDirectory() as root:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{root}/hypothesis"
-        verdict, by = judge_unmutated(Path(root, "0"), chosen)
+        own = list(dict.fromkeys(test for mutation in chosen for test in mutation.own))
+        verdict, by = judge_unmutated(Path(root, "unmutated"), own)
         print(f"unmutated: {'passed' if verdict == 'SURVIVED' else by}", flush=True)
         if verdict != "SURVIVED":
             return 2
-        verdicts = run_all(chosen, root)
+        verdicts = run_all(chosen, root, set(own))
     seconds = time.monotonic() - begin
     print(f"\n{len(verdicts['caught'])} of {len(chosen)} caught in {seconds:.0f} s")
     missed = [(kind, name) for kind in ("SURVIVED", "error") for name in verdicts[kind]]
