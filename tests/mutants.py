@@ -1,6 +1,6 @@
 """Do the tests notice? Plants each mistake of `mutations/` in the package and runs its tests.
 
-    python tests/mutants.py                     # all, 40 minutes on one core
+    python tests/mutants.py                     # all, about 20 minutes on one core
     python tests/mutants.py --folder training   # those of one folder of the package
     python tests/mutants.py --only "gae:"       # those whose file or name contains this
     python tests/mutants.py --list

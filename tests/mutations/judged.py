@@ -40,10 +40,9 @@ TABLES = {
         ),
         (
             "failures: the share itself is too much",
-            "if failed > judge.max_failed * len(verdicts) or",
-            "if failed >= judge.max_failed * len(verdicts) or",
+            "if failed > judge.max_failed * len(verdicts):",
+            "if failed >= judge.max_failed * len(verdicts):",
         ),
-        ("failures: none has a verdict", "* len(verdicts) or not good:", "* len(verdicts):"),
         (
             "summary: the first order alone",
             "means, first = (ours + theirs) / 2,",
